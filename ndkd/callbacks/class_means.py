@@ -1,0 +1,134 @@
+"""The teacher's mean embedding per class, computed on fit start: https://arxiv.org/abs/2305.17007."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from ndkd.errors import NdkdError
+from ndkd.runs import write_atomically
+
+
+class ClassMeans(L.Callback):
+    """Fill the module's class means from one pass of the teacher over the training images.
+
+    .. math:: c_k = \\frac{1}{|S_k|} \\sum_{i \\in S_k} t_i
+
+    summed in float64 over all processes. The means are part of the checkpoint; a resumed run keeps them.
+
+    Args:
+        augment: pass over augmented images, as the published numbers did, instead of the plain ones.
+        file: read the means from here instead: ``.json`` (``{"0": [...], ...}``), ``.npz`` (array ``class_means``)
+            or ``.safetensors`` (tensor ``class_means``).
+        cache_dir: keep the means here, and reuse them for the same teacher weights, images and augmentation.
+
+    Raises:
+        NdkdError: a class without samples, or a file whose means do not fit the teacher and the classes.
+    """
+
+    def __init__(self, augment: bool = False, file: Path | None = None, cache_dir: Path | None = None):
+        self.augment, self.file, self.cache_dir = augment, file, cache_dir
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        means = pl_module.class_means
+        if means is None or not means.isnan().any():  # not wanted, or restored from a checkpoint
+            return
+        if self.file is not None:
+            found = read_class_means(self.file)
+            if found.shape != means.shape:
+                raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
+            if not found.isfinite().all():
+                raise NdkdError(f"class means {self.file}: not all numbers are finite")
+        else:
+            found = self._cached_or_computed(trainer, pl_module)
+        means.copy_(found)
+
+    def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
+        loader = self._loader(trainer)
+        if self.cache_dir is None:
+            return self._compute(trainer, module, loader)
+        if not hasattr(loader, "fingerprint"):
+            raise NdkdError("class_means.cache_dir: this data has no fingerprint to tell it by; leave cache_dir out")
+        file = Path(self.cache_dir) / f"{self._key(module, loader)}.safetensors"
+        # every rank looks before any rank writes
+        is_cached = trainer.strategy.broadcast(file.is_file())
+        if is_cached:
+            return read_class_means(file)
+        means = self._compute(trainer, module, loader)
+        if trainer.is_global_zero:
+            write_atomically(file, lambda out: out.write(save({"class_means": means.contiguous().cpu()})))
+        return means
+
+    def _loader(self, trainer: L.Trainer) -> Any:
+        data = trainer.datamodule
+        if hasattr(data, "class_mean_dataloader"):
+            return data.class_mean_dataloader(self.augment)
+        return trainer.fit_loop._data_source.dataloader()  # foreign data: its training images as they come
+
+    def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
+        shape = module.class_means.shape
+        sums = torch.zeros(shape, dtype=torch.float64, device=module.device)
+        counts = torch.zeros(shape[0], dtype=torch.float64, device=module.device)
+        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        for batch in tqdm(loader, desc="class means", disable=not shown, leave=False, unit="batch"):
+            embedding, label = module.teacher_embeddings(module.transfer_batch_to_device(batch, module.device, 0))
+            if label.min() < 0 or label.max() >= shape[0]:
+                raise NdkdError(f"wanted labels from 0 to {shape[0] - 1}, the data has {label.min()} to {label.max()}")
+            sums.index_add_(0, label, embedding.double())
+            counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
+        sums, counts = (trainer.strategy.reduce(tensor, reduce_op="sum") for tensor in (sums, counts))
+        empty = (counts == 0).nonzero().flatten().tolist()
+        if empty:
+            names = module.hparams["class_names"] or list(range(shape[0]))
+            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+            listed = ", ".join(str(names[k]) for k in empty[:5]) + more
+            raise NdkdError(f"no training image of class {listed}: its mean is unknown; add images or drop the class")
+        if not sums.isfinite().all():
+            raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")
+        return (sums / counts.unsqueeze(1)).float()
+
+    def _key(self, module: Any, loader: Any) -> str:
+        digest = hashlib.sha256(f"{loader.fingerprint()} {module.teacher.mean} {module.teacher.std}".encode())
+        for name, tensor in module.teacher.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()[:32]
+
+
+def read_class_means(path: str | Path) -> Tensor:
+    """Class means (C, D) from a ``.json``, ``.npz`` or ``.safetensors`` file.
+
+    Raises:
+        NdkdError: no such file, another format, or classes missing from it.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text())
+            missing = [k for k in range(len(rows)) if str(k) not in rows]
+            if missing:
+                raise NdkdError(f"class means {path}: wanted keys 0 to {len(rows) - 1}, {missing[0]} is missing")
+            return torch.tensor([rows[str(k)] for k in range(len(rows))])
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                return torch.from_numpy(arrays["class_means"]).float()
+        if path.suffix == ".safetensors":
+            return load_file(path)["class_means"].float()
+    except NdkdError:
+        raise
+    except FileNotFoundError as error:
+        raise NdkdError(f"class means {path} does not exist; correct class_means.file or leave it out") from error
+    except Exception as error:
+        raise NdkdError(f"class means {path} cannot be read: {type(error).__name__} {error}") from error
+    raise NdkdError(f"class means {path}: wanted a .json, .npz or .safetensors file")
+
+
+def _size(tensor: Tensor) -> str:
+    return " × ".join(str(n) for n in tensor.shape)

@@ -1,0 +1,102 @@
+"""Keeps the run folder while training."""
+
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from ndkd.runs import Run
+
+PACKAGES = ("ndkd", "torch", "torchvision", "lightning", "torchmetrics", "timm")
+
+
+class RunRecorder(Checkpoint):
+    """Write configuration, status, a row of metrics and the evaluation set's predictions per epoch.
+
+    It is one of Lightning's checkpoint callbacks, so that it comes after everything that logs.
+
+    Args:
+        run: the folder.
+        config: the resolved configuration as YAML.
+    """
+
+    def __init__(self, run: Run, config: str):
+        self.run, self.config = run, config
+        self._predictions: list[np.ndarray] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.time()
+        if trainer.is_global_zero:
+            self.run.start(self.config, trainer.current_epoch)
+            self._started -= max((float(row["seconds"]) for row in self.run.metrics()), default=0)  # of a resumed run
+            self.run.update_status(state="running", command=sys.argv, git_commit=git_commit())
+            self.run.update_status(versions=versions(), machine=platform.platform())
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._predictions = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        confidence, predicted = outputs.student.logits.float().softmax(dim=1).max(dim=1)
+        rows = torch.stack([outputs.target.float(), predicted.float(), confidence], dim=1)
+        self._predictions.append(rows.cpu().numpy())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rows = np.concatenate(self._predictions) if self._predictions else np.zeros((0, 3), np.float32)
+        if trainer.world_size > 1:
+            shards: list = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shards, rows)
+            rows = np.concatenate(shards)
+        if not trainer.is_global_zero:
+            return
+        epoch, metrics = trainer.current_epoch, {k: f"{v.item():.7g}" for k, v in trainer.callback_metrics.items()}
+        seconds = round(time.time() - self._started, 3)
+        self.run.add_metrics({"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": seconds})
+        if len(rows):
+            target, prediction = rows[:, :2].T.astype(np.int32)
+            arrays = {"target": target, "prediction": prediction, "confidence": rows[:, 2].astype(np.float16)}
+            self.run.write_epoch("predictions", epoch, arrays)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.run.update_status(state="finished", seconds=round(time.time() - self._started, 1))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero and self.run.config.is_file() and trainer.state.fn == "fit":
+            stopped = isinstance(exception, KeyboardInterrupt)
+            self.run.update_status(state="interrupted" if stopped else "failed", error=str(exception).split("\n")[0])
+
+
+def checkpoint_callbacks(run: Run) -> list[ModelCheckpoint]:
+    """Lightning's callbacks for the checkpoints ``best`` and ``last``, in the order in which a resume needs them."""
+    common = {"dirpath": run.checkpoints.resolve(), "save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val/acc1", mode="max", **common)
+    return [best, ModelCheckpoint(filename="last", **common)]
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the working directory, marked where files differ from it; None outside a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,110 @@
+"""The command line. Help and plain mistakes are answered here, before anything heavy is imported."""
+
+import sys
+from pathlib import Path
+
+from ndkd.errors import NdkdError, one_of
+
+COMMANDS = {
+    "fit": "train a student from a teacher, or any model by itself; then test it",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images",
+    "predict": "write a checkpoint's predictions for the test images as CSV",
+}
+
+HELP = """\
+ndkd: knowledge distillation that regularises feature norm and direction (https://arxiv.org/abs/2305.17007)
+
+usage: ndkd COMMAND --config FILE [--config FILE …] [--OPTION VALUE …]
+
+{commands}
+
+Start here: ndkd fit --config configs/digits/teacher.yaml && ndkd fit --config configs/digits/kd++.yaml
+Help on one command: ndkd COMMAND --help
+"""
+
+COMMAND_HELP = """\
+ndkd {command}: {summary}
+
+usage: ndkd {command} --config FILE [--config FILE …] [--OPTION VALUE …]
+
+  --config FILE                           YAML; a later file changes what it spells
+  --ckpt_path {ckpt_path}
+  --run_dir DIR                           the run folder; by default runs/ and the names of the config files,
+                                          with -seedN for a seed other than 0
+  --seed_everything N                     seed of weights, order and augmentation (default 0)
+  --print_config                          print the resolved configuration and stop
+
+Every entry of a configuration is an option too, for example:
+  --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
+  --model.init_args.student.name NAME     --model.init_args.teacher.checkpoint FILE
+  --model.init_args.losses.nd.weight X    --data.init_args.batch_size N
+  --class_means.augment true              --class_means.cache_dir DIR         --class_means.file FILE
+
+All options: ndkd {command} --help-all; of one class: ndkd {command} --model.help DistillationModule
+"""
+
+FIT_CKPT = "last                        continue the run in its folder from the last finished epoch"
+USE_CKPT = """\
+last|best|FILE              the run's last or best checkpoint, or a file; without --config the
+                                          file's run folder gives the configuration (default last)"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``ndkd`` with these arguments (by default the process's own); the exit status.
+
+    A mistake in the input is one line and status 2.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except NdkdError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    print(f"ndkd: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())), end="")
+        return 0
+    if command == "--version":
+        from ndkd import __version__
+
+        print(f"ndkd {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise NdkdError(f"unknown command {command!r}; {one_of(command, list(COMMANDS))} See ndkd --help")
+    if {"-h", "--help"} & set(arguments):
+        ckpt_path = FIT_CKPT if command == "fit" else USE_CKPT
+        print(COMMAND_HELP.format(command=command, summary=COMMANDS[command], ckpt_path=ckpt_path), end="")
+        return 0
+    for config in values_of(("--config", "-c"), arguments):
+        check_config_exists(Path(config))
+    from ndkd.training_cli import run_command
+
+    return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
+
+
+def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
+    """The values that an option is given, as ``--name value`` or ``--name=value``."""
+    joined = [argument.split("=", 1) for argument in arguments if "=" in argument]
+    return [value for name, value in [*zip(arguments, arguments[1:], strict=False), *joined] if name in names]
+
+
+def check_config_exists(config: Path) -> None:
+    """Raise ``NdkdError`` if a configuration file is missing, naming those beside it."""
+    if not config.is_file():
+        folder = config.parent if config.parent.is_dir() else Path("configs")
+        beside = sorted(str(file) for file in folder.rglob("*.yaml"))
+        hint = one_of(str(config), beside) if beside else "correct the path"
+        raise NdkdError(f"config {config} does not exist; {hint}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,382 @@
+"""A distillation method is a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ndkd.errors import NdkdError
+from ndkd.models.checkpoint import check_keys
+from ndkd.models.config import ModelConfig
+from ndkd.models.features import FeatureExtractor
+from ndkd.models.output import ModelOutput
+from ndkd.models.projector import Projector
+from ndkd.models.teacher import freeze
+from ndkd.seeds import run_seed, seed_torch
+
+FORMAT = 1  # of the hyper-parameters inside a checkpoint
+TRAINING_ONLY = ("teacher.", "projector.", "loss_modules.", "class_means")
+
+
+@dataclass
+class LossTerm:
+    """One summand of the objective; the only place that knows weight and warm-up.
+
+    Args:
+        loss: a loss of ``ndkd.losses`` or of ``torch.nn``.
+        weight: factor; a term of weight 0 is left out.
+        warmup_epochs: the factor grows as min(1, epoch / warmup_epochs), epochs counted from 0.
+        inputs: names of outputs, such as ``student.logits`` or ``target``; by default ``loss.inputs``.
+    """
+
+    loss: nn.Module
+    weight: float = 1.0
+    warmup_epochs: int = 0
+    inputs: list[str] | None = None
+
+    def factor(self, epoch: int) -> float:
+        """The weight in an epoch."""
+        return self.weight * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.weight
+
+
+@dataclass
+class StepOutput:
+    """What loss terms can name: ``student.…``, ``teacher.…``, ``class_means``, ``target``."""
+
+    student: ModelOutput
+    target: Tensor
+    teacher: ModelOutput | None = None
+    class_means: Tensor | None = None
+
+
+class DistillationModule(L.LightningModule):
+    """Train a student on any sum of loss terms; no method has a class of its own.
+
+    Everything is built once, in :meth:`configure_model`: the student first and from the seed alone, so that every
+    method starts from the same student. The teacher exists in ``fit`` only, and only if a term needs it.
+
+    Args:
+        student: how to build the student, or a ready model.
+        losses: the loss terms by name.
+        teacher: how to build the teacher, or a ready model.
+        optimizer: makes the optimizer from the trainable parameters.
+        lr_scheduler: makes the learning rate scheduler from the optimizer.
+        lr_interval: whether the scheduler steps every epoch or every step.
+        channels_last: memory layout of images and convolutions; faster, but a model that calls ``view`` fails on it.
+        num_classes: number of classes, where the data does not tell.
+        class_names: their names, where the data does not tell.
+    """
+
+    def __init__(
+        self,
+        student: ModelConfig | nn.Module,
+        losses: dict[str, LossTerm] | None = None,
+        teacher: ModelConfig | nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        channels_last: bool = True,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+    ):
+        super().__init__()
+        self.student_source = ModelConfig(**student) if isinstance(student, dict) else student
+        self.teacher_source = ModelConfig(**teacher) if isinstance(teacher, dict) else teacher
+        self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
+        self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.student: FeatureExtractor | None = None
+        self.teacher: FeatureExtractor | None = None
+        self.projector: nn.Module | None = None
+        self.loss_modules: nn.ModuleDict | None = None
+        self.register_buffer("class_means", None)
+        self.hparams.update(format=FORMAT, num_classes=num_classes, class_names=class_names)
+        self.register_state_dict_post_hook(_drop_teacher)
+        self.register_load_state_dict_post_hook(_forgive_teacher)
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build student, teacher, projector and losses, and check that every input of every term is provided."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if self.student is None:
+            self._build_student()
+        if fitting and self.loss_modules is None:
+            self._build_for_training()
+
+    def _build_student(self) -> None:
+        data = getattr(self._trainer, "datamodule", None)
+        for name, kind in (("num_classes", int), ("class_names", list)):
+            value = getattr(data, name, None)
+            if value is not None:
+                self.hparams[name] = kind(value)
+        self.seed = run_seed()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.student = self._extractor(self.student_source, data).to(memory_format=self.memory_format)
+        self.hparams["num_classes"] = self.student.num_classes
+        if isinstance(self.student_source, ModelConfig):
+            self.hparams["student"] = _portable(self.student_source, self.student)
+        accuracies = {"acc1": MulticlassAccuracy(self.student.num_classes, average="micro", validate_args=False)}
+        if self.student.num_classes > 5:
+            accuracies["acc5"] = MulticlassAccuracy(
+                self.student.num_classes, top_k=5, average="micro", validate_args=False
+            )
+        self.metrics = MetricCollection(accuracies)
+        self.cross_entropy = MeanMetric(nan_strategy="disable")  # its check for NaN would stop a GPU
+
+    def _build_for_training(self) -> None:
+        if not self.losses:
+            raise NdkdError("no loss has a weight other than 0; give at least one term under losses")
+        for name, term in self.losses.items():
+            term.inputs = term.inputs or list(getattr(term.loss, "inputs", ()))
+            if not term.inputs:
+                kind = type(term.loss).__name__
+                raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
+        used = {source for term in self.losses.values() for source in term.inputs}
+        if any(source.startswith("teacher.") or source in ("class_means", "student.projected") for source in used):
+            self._build_teacher(used)
+        dry = self._dry_forward()
+        for name, term in self.losses.items():
+            check_inputs(name, term, dry)
+            if hasattr(term.loss, "build"):
+                try:
+                    term.loss.build(dry.student, dry.teacher)
+                except ValueError as error:
+                    raise NdkdError(f"loss {name}: {error}") from error
+        self.loss_modules = nn.ModuleDict({name: term.loss for name, term in self.losses.items()})
+        # equal on every rank: neither in DDP's buckets nor broadcast every step
+        names = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        constant = [name for name in names if name.startswith(("teacher.", "class_means"))]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
+
+    def _build_teacher(self, used: set[str]) -> None:
+        if self.teacher_source is None:
+            wanted = ", ".join(sorted(used - {"student.logits", "target"}))
+            raise NdkdError(f"the losses want {wanted}, but there is no teacher: set teacher.name, teacher.checkpoint")
+        source = self.teacher_source
+        if isinstance(source, ModelConfig) and not (source.checkpoint or source.pretrained or ":" in source.name):
+            raise NdkdError(
+                f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true"
+            )
+        teacher = self._extractor(source, getattr(self.trainer, "datamodule", None))
+        self.teacher = freeze(teacher).to(memory_format=self.memory_format)
+        if "student.projected" in used and self.student.embedding_dim != self.teacher.embedding_dim:
+            self.projector = Projector(self.student.embedding_dim, self.teacher.embedding_dim)
+        if "class_means" in used:
+            shape = (self.hparams["num_classes"], self.teacher.embedding_dim)
+            self.class_means = torch.full(shape, float("nan"))  # the ClassMeans callback fills them
+
+    def _extractor(self, source: ModelConfig | nn.Module, data: Any) -> FeatureExtractor:
+        mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+        if isinstance(source, FeatureExtractor):
+            return source
+        if isinstance(source, nn.Module):
+            return FeatureExtractor(source, mean=mean, std=std)
+        if self.hparams["num_classes"] is None:
+            raise NdkdError("the number of classes is unknown: use a DataModule with num_classes, or give num_classes")
+        return source.build(self.hparams["num_classes"], mean, std)
+
+    def _dry_forward(self) -> StepOutput:
+        """Run two blank images through both models, in evaluation mode, to learn shapes and what is on offer."""
+        shape = getattr(self.trainer.datamodule, "image_shape", None)
+        if shape is None:
+            loader = self.trainer.fit_loop._data_source.dataloader()
+            shape = next(iter(loader))[0].shape[1:]
+        images, target = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return self.forward_pair((images, target))
+        except RuntimeError as error:
+            if "view size" in str(error):
+                raise NdkdError("a model cannot work on channels-last images: set channels_last: false") from error
+            raise
+        finally:
+            self.train(was_training)
+
+    def train(self, mode: bool = True) -> "DistillationModule":
+        """Switch the student's mode; the teacher stays in evaluation mode, its BatchNorm statistics untouched."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.make_lr_scheduler(optimizer), "interval": self.lr_interval}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    # ---- what a task overrides ------------------------------------------------------------------------------------
+
+    def forward_pair(self, batch: tuple[Tensor, Tensor], teach: bool = True) -> StepOutput:
+        """A batch through the student and, in training, the teacher."""
+        images, target = batch
+        images = images.to(memory_format=self.memory_format)
+        student = self.student(images)
+        if self.projector is not None:
+            student.projected = self.projector(student.embedding)
+        teacher = None
+        if teach and self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher(images)
+        return StepOutput(student, target, teacher, self.class_means)
+
+    @torch.no_grad()
+    def teacher_embeddings(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
+        images, target = batch
+        return self.teacher(images.to(memory_format=self.memory_format)).embedding, target
+
+    def update_metrics(self, output: StepOutput) -> None:
+        """Add a batch to the metrics of an evaluation."""
+        self.metrics.update(output.student.logits, output.target)
+        self.cross_entropy.update(F.cross_entropy(output.student.logits.float(), output.target), len(output.target))
+
+    def predict_rows(self, output: StepOutput) -> list[dict[str, Any]]:
+        """One row per image for ``ndkd predict``."""
+        confidence, predicted = output.student.logits.float().softmax(dim=1).max(dim=1)
+        names = self.hparams["class_names"] or [str(number) for number in range(self.hparams["num_classes"])]
+        rows = zip(predicted.tolist(), confidence.tolist(), output.target.tolist(), strict=True)
+        return [{"prediction": names[p], "confidence": round(c, 6), "target": names[t]} for p, c, t in rows]
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        seed_torch(self.seed, self.current_epoch, self.global_rank)  # dropout and the like: the same after a resume
+        self._loss_sums = torch.zeros(len(self.losses) + 1, device=self.device)
+        self._steps = 0
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        output = self.forward_pair(batch)
+        values = [self._value(name, term, output) for name, term in self.losses.items()]
+        factors = [term.factor(self.current_epoch) for term in self.losses.values()]
+        total = sum(factor * value for factor, value in zip(factors, values, strict=True))
+        # summed on the device and read once an epoch: logging every step costs more than a GPU's step
+        self._loss_sums += torch.stack([total, *values]).detach()
+        self._steps += 1
+        return total
+
+    def _value(self, name: str, term: LossTerm, output: StepOutput) -> Tensor:
+        try:
+            return term.loss(*(attrgetter(source)(output) for source in term.inputs))
+        except ValueError as error:
+            raise NdkdError(f"loss {name}: {error}") from error
+
+    def on_train_epoch_end(self) -> None:
+        means = self.trainer.strategy.reduce(self._loss_sums / max(1, self._steps), reduce_op="mean").tolist()
+        names = ["loss", *self.losses]
+        self.check_finite(dict(zip(names, means, strict=True)))
+        self.log_dict({f"train/{name}": mean for name, mean in zip(names, means, strict=True)}, rank_zero_only=True)
+        self.log("lr", self._lr, rank_zero_only=True)
+
+    def check_finite(self, losses: dict[str, float]) -> None:
+        """Raise ``NdkdError`` naming the first loss term that is not a finite number."""
+        bad = [name for name, value in losses.items() if not abs(value) < float("inf")]
+        if bad:
+            name = bad[-1] if bad == ["loss"] else next(name for name in bad if name != "loss")
+            epoch = self.current_epoch
+            kept = f"the last checkpoint is of epoch {epoch - 1}" if epoch else "there is no checkpoint yet"
+            raise NdkdError(
+                f"loss {name} became {losses[name]} in epoch {epoch}, {kept}; lower the learning rate or its weight"
+            )
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> StepOutput:
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> StepOutput:
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        return self.predict_rows(self.forward_pair(batch, teach=False))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _evaluate(self, batch: Any) -> StepOutput:
+        output = self.forward_pair(batch, teach=False)
+        self.update_metrics(output)
+        return output
+
+    def _log_metrics(self, stage: str) -> None:
+        values = {**self.metrics.compute(), "cross_entropy": self.cross_entropy.compute()}
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=False)
+        self.metrics.reset()
+        self.cross_entropy.reset()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what this stage has built, and say where the configuration differs from the checkpoint's."""
+        stored = checkpoint.get("hyper_parameters", {})
+        for name, value in _flat(self.hparams).items():
+            if name in _flat(stored) and _flat(stored)[name] != value:
+                print(f"ndkd: {name} is {value} in the configuration, {_flat(stored)[name]} in the checkpoint")
+        if self.class_means is None and "class_means" in checkpoint["state_dict"]:
+            self.class_means = torch.empty_like(checkpoint["state_dict"]["class_means"])
+        own = self.state_dict()
+        kept = {k: v for k, v in checkpoint["state_dict"].items() if k in own or not k.startswith(TRAINING_ONLY)}
+        check_keys(own, kept, "the checkpoint")
+        checkpoint["state_dict"] = kept
+
+
+def check_inputs(name: str, term: LossTerm, output: StepOutput) -> None:
+    """Raise ``NdkdError`` if a term asks for something that the step does not provide."""
+    on_offer = _on_offer(output)
+    for source in term.inputs:
+        if source not in on_offer:
+            hint = f"; set taps of the {source.split('.')[0]}" if source.endswith("feature_maps") else ""
+            raise NdkdError(f"loss {name}: nothing provides {source!r}{hint}; on offer: {', '.join(on_offer)}")
+
+
+def _on_offer(output: StepOutput) -> list[str]:
+    names = []
+    for part in fields(output):
+        value = getattr(output, part.name)
+        if isinstance(value, ModelOutput):
+            names += [f"{part.name}.{f.name}" for f in fields(value) if f.name != "feature_maps" or value.feature_maps]
+        elif value is not None:
+            names.append(part.name)
+    return names
+
+
+def _portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:
+    """Primitives from which the model is built again without any other file."""
+    statistics = {
+        name: None if value is None else [round(v, 6) for v in value.flatten().tolist()]
+        for name, value in (("mean", built.mean), ("std", built.std))
+    }
+    return asdict(replace(config, checkpoint=None, pretrained=False, classifier=built.classifier, **statistics))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _drop_teacher(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    for key in [key for key in state_dict if key.startswith(f"{prefix}teacher.")]:
+        del state_dict[key]
+
+
+def _forgive_teacher(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("teacher.")]

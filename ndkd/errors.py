@@ -1,0 +1,19 @@
+"""The one exception that is written for the person at the keyboard."""
+
+
+class NdkdError(Exception):
+    """A mistake in the input; its message says in one line what was wrong, what was found and what to do."""
+
+
+def one_of(name: str, known: list[str], most: int = 5) -> str:
+    """The part of an error message that offers the known names nearest to an unknown one.
+
+    >>> one_of("resnet21", ["resnet20", "vgg8"])
+    'did you mean resnet20?'
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return f"known: {', '.join(known[: 4 * most])}{', …' if len(known) > 4 * most else ''}"

@@ -1,0 +1,35 @@
+"""Distillation losses: pure functions and the modules that hold their hyper-parameters.
+
+They know no weight, warm-up, logger or trainer, and need nothing but torch.
+"""
+
+from ndkd.losses.dist import DISTLoss, dist_loss
+from ndkd.losses.dkd import DKDLoss, dkd_loss
+from ndkd.losses.embedding import CosineLoss, InfoNCELoss, L2Loss, cosine_loss, infonce_loss, l2_loss
+from ndkd.losses.kd import HardKDLoss, KDLoss, hard_kd_loss, kd_loss
+from ndkd.losses.nd import NDLoss, nd_loss
+from ndkd.losses.norm import SIFNLoss, sifn_loss
+from ndkd.losses.reviewkd import ReviewKDLoss, hcl_loss
+
+__all__ = [
+    "CosineLoss",
+    "DISTLoss",
+    "DKDLoss",
+    "HardKDLoss",
+    "InfoNCELoss",
+    "KDLoss",
+    "L2Loss",
+    "NDLoss",
+    "ReviewKDLoss",
+    "SIFNLoss",
+    "cosine_loss",
+    "dist_loss",
+    "dkd_loss",
+    "hard_kd_loss",
+    "hcl_loss",
+    "infonce_loss",
+    "kd_loss",
+    "l2_loss",
+    "nd_loss",
+    "sifn_loss",
+]

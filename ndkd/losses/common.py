@@ -1,0 +1,62 @@
+"""What several losses share: checks of their inputs, and the class-mean row of each sample."""
+
+import torch
+from torch import Tensor
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise ``ValueError`` unless the tensors are floating point, two-dimensional and of one shape."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
+        got = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"wanted tensors of one shape (N, D), got {got}")
+    for name, tensor in tensors.items():
+        check_floating(name, tensor)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` unless the tensor is floating point."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"wanted floating point numbers in {name}, got {tensor.dtype}")
+
+
+def check_target(target: Tensor, num_samples: int, num_classes: int, soft: bool = True) -> None:
+    """Raise ``ValueError`` unless the target is class indices (N,) or, where allowed, soft labels (N, C)."""
+    hard_ok = target.shape == (num_samples,) and not target.is_floating_point() and target.dtype != torch.bool
+    soft_ok = soft and target.shape == (num_samples, num_classes) and target.is_floating_point()
+    if not (hard_ok or soft_ok):
+        wanted = f"class indices ({num_samples},)" + (f" or soft labels ({num_samples}, {num_classes})" if soft else "")
+        raise ValueError(f"wanted a target of {wanted}, got {target.dtype} {tuple(target.shape)}")
+    if hard_ok and num_samples and values_are_at_hand(target):
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"wanted a target from 0 to {num_classes - 1}, got {low if low < 0 else high}")
+
+
+def check_class_means(class_means: Tensor, width: int) -> None:
+    """Raise ``ValueError`` unless the class means are finite numbers (C, width)."""
+    if class_means.ndim != 2 or class_means.shape[1] != width:
+        raise ValueError(
+            f"wanted class_means (C, {width}), as wide as the embedding, got {tuple(class_means.shape)}; "
+            "where the widths differ, project the student's embedding first"
+        )
+    check_floating("class_means", class_means)
+    if values_are_at_hand(class_means) and not class_means.isfinite().all():
+        classes = (~class_means.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"wanted finite class_means, got non-finite numbers in {len(classes)}, first class {classes[0]}"
+        )
+
+
+def values_are_at_hand(tensor: Tensor) -> bool:
+    """Whether reading the values costs no device synchronisation and breaks no compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def target_means(class_means: Tensor, target: Tensor) -> Tensor:
+    """The class mean that each sample is compared with, in float32.
+
+    Class indices (N,) gather a row; soft labels (N, C) mix the rows, ``target @ class_means``.
+    """
+    class_means = class_means.float()
+    return target.float() @ class_means if target.is_floating_point() else class_means[target]

@@ -1,0 +1,68 @@
+"""Decoupled knowledge distillation: https://arxiv.org/abs/2203.08679."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ndkd.losses.common import check_same_shape, check_target
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    r"""KD split into the target class against the rest (weight alpha), and the classes among the rest (weight beta).
+
+    .. math:: L = \frac{T^2}{N} \sum_i \alpha\, \mathrm{KL}(b^t_i \,\|\, b^s_i)
+        + \beta\, \mathrm{KL}(\hat p^t_i \,\|\, \hat p^s_i)
+
+    with :math:`p = \mathrm{softmax}(\cdot / T)`, :math:`b = (p_k, 1 - p_k)` for the target class k, and
+    :math:`\hat p` the softmax over the other classes.
+
+    Args:
+        student_logits: (N, C).
+        teacher_logits: (N, C).
+        target: class indices (N,).
+        alpha: weight of the target-class part.
+        beta: weight of the non-target part.
+        temperature: T.
+
+    Raises:
+        ValueError: shapes or types that do not fit, a target outside the classes.
+    """
+    check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    check_target(target, *student_logits.shape, soft=False)
+    is_target = F.one_hot(target.long(), student_logits.shape[1]).bool()
+    student = _split(student_logits.float() / temperature, is_target)
+    teacher = _split(teacher_logits.float() / temperature, is_target)
+    target_part, rest_part = (
+        F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in zip(student, teacher, strict=True)
+    )
+    return (alpha * target_part + beta * rest_part) * temperature**2
+
+
+def _split(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (target, all others) and, among the others, of each."""
+    lowest = torch.finfo(logits.dtype).min
+    log_target = logits.masked_fill(~is_target, lowest).logsumexp(dim=1)
+    others = logits.masked_fill(is_target, lowest)
+    binary = torch.stack([log_target, others.logsumexp(dim=1)], dim=1).log_softmax(dim=1)
+    # the target's entry is the same in student and teacher and has probability 0: it adds nothing to the divergence
+    return binary, others.log_softmax(dim=1).masked_fill(is_target, lowest)
+
+
+class DKDLoss(nn.Module):
+    """Decoupled distillation as a module, see :func:`dkd_loss`."""
+
+    inputs = ("student.logits", "teacher.logits", "target")
+
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0):
+        super().__init__()
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
+        return dkd_loss(student_logits, teacher_logits, target, self.alpha, self.beta, self.temperature)

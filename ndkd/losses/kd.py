@@ -1,0 +1,66 @@
+"""Distillation from logits: soft (https://arxiv.org/abs/1503.02531) and hard (https://arxiv.org/abs/2012.12877)."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ndkd.losses.common import check_same_shape
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    r"""Kullback-Leibler divergence from the teacher's softened distribution to the student's.
+
+    .. math:: L = \frac{T^2}{N} \sum_i \mathrm{KL}\big(\mathrm{softmax}(t_i / T) \,\|\, \mathrm{softmax}(s_i / T)\big)
+
+    Args:
+        student_logits: s, (N, C).
+        teacher_logits: t, (N, C).
+        temperature: T.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
+
+    Example:
+        >>> import torch
+        >>> kd_loss(torch.zeros(2, 3), torch.zeros(2, 3))
+        tensor(0.)
+    """
+    check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+class KDLoss(nn.Module):
+    """Soft distillation as a module, see :func:`kd_loss`."""
+
+    inputs = ("student.logits", "teacher.logits")
+
+    def __init__(self, temperature: float = 4.0):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return kd_loss(student_logits, teacher_logits, self.temperature)
+
+
+def hard_kd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Cross-entropy to the class that the teacher predicts, :math:`\mathrm{CE}(s_i, \arg\max_c t_{ic})`.
+
+    Args:
+        student_logits: s, (N, C).
+        teacher_logits: t, (N, C).
+
+    Raises:
+        ValueError: shapes or types that do not fit.
+    """
+    check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    return F.cross_entropy(student_logits.float(), teacher_logits.argmax(dim=1))
+
+
+class HardKDLoss(nn.Module):
+    """Hard distillation as a module, see :func:`hard_kd_loss`."""
+
+    inputs = ("student.logits", "teacher.logits")
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return hard_kd_loss(student_logits, teacher_logits)

@@ -1,0 +1,40 @@
+"""Stepwise increasing feature norm (SIFN): https://arxiv.org/abs/1811.07456."""
+
+import torch
+from torch import Tensor, nn
+
+from ndkd.losses.common import check_floating
+
+
+def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
+    r"""Let every feature norm grow by a step, whatever its direction.
+
+    .. math:: L = \frac{1}{N} \sum_i \big(\|s_i\| - (\mathrm{stopgrad}\,\|s_i\| + r)\big)^2
+
+    The value is the constant :math:`r^2`; the gradient is :math:`-2 r\, s_i / (N \|s_i\|)`, and zero at the origin.
+
+    Args:
+        student_embedding: s, (N, D).
+        step: r, in units of the norm.
+
+    Raises:
+        ValueError: an embedding that is not a floating point (N, D).
+    """
+    if student_embedding.ndim != 2:
+        raise ValueError(f"wanted student_embedding (N, D), got {tuple(student_embedding.shape)}")
+    check_floating("student_embedding", student_embedding)
+    norm = torch.linalg.vector_norm(student_embedding.float(), dim=1)
+    return (norm - (norm.detach() + step)).square().mean()
+
+
+class SIFNLoss(nn.Module):
+    """SIFN as a module, see :func:`sifn_loss`."""
+
+    inputs = ("student.embedding",)
+
+    def __init__(self, step: float = 1.0):
+        super().__init__()
+        self.step = step
+
+    def forward(self, student_embedding: Tensor) -> Tensor:
+        return sifn_loss(student_embedding, self.step)

@@ -1,0 +1,90 @@
+"""Weights from files, however they were saved."""
+
+import pickle
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ndkd.errors import NdkdError
+
+WRAPPERS = ("state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file, read without running code from it.
+
+    Raises:
+        NdkdError: no such file, or one that is not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NdkdError(f"checkpoint {path} does not exist; train it first or correct the path")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise NdkdError(
+            f"checkpoint {path} is no plain weights file: {str(error).splitlines()[0]} Save its state_dict() instead"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise NdkdError(f"checkpoint {path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise NdkdError(f"checkpoint {path}: wanted a dictionary of tensors, got a {type(content).__name__}")
+    return content
+
+
+def model_weights(content: dict[str, Any], wanted: Collection[str] = ()) -> dict[str, Tensor]:
+    """The model's own state dict inside a checkpoint's content.
+
+    Unwraps ``{"state_dict": …}`` and ``{"model": …}``, keeps only the ``student.`` part where there is one (a
+    distillation checkpoint), and strips the prefixes that wrappers leave (``module.``, ``student.``, ``model.``),
+    until the keys are the ``wanted`` ones or nothing is left to strip.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    while weights and set(weights) != set(wanted):
+        weights = {key: value for key, value in weights.items() if key.startswith("student.")} or weights
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in weights)), None)
+        if prefix is None:
+            break
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copy weights into a model whose keys and shapes they match exactly.
+
+    Raises:
+        NdkdError: lists the missing, the unexpected and the wrongly shaped keys.
+    """
+    check_keys(model.state_dict(), weights, source)
+    model.load_state_dict(weights)
+
+
+def check_keys(wanted: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:
+    """Raise ``NdkdError`` with the missing, the unexpected and the wrongly shaped keys, if there are any."""
+    shapes = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    differences = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "wrongly shaped": shapes,
+    }
+    parts = [f"{kind}: {_some(keys)}" for kind, keys in differences.items() if keys]
+    if parts:
+        raise NdkdError(f"{source} does not fit the model; {'; '.join(parts)}. Is it another architecture or data set?")
+
+
+def _some(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

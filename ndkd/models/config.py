@@ -1,0 +1,51 @@
+"""All that is to know about one model, in one place of a configuration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.models.factory import build_model, default_statistics
+from ndkd.models.features import FeatureExtractor
+
+
+@dataclass
+class ModelConfig:
+    """How to build a teacher or a student.
+
+    Args:
+        name: ``cifar/…``, ``torchvision/…``, ``timm/…`` or ``package.module:callable``, see :func:`build_model`.
+        checkpoint: file with the weights: a plain state dict, ``{"model": …}``, ``{"state_dict": …}``, a checkpoint
+            of ndkd, or safetensors.
+        pretrained: weights from torchvision's or timm's hub.
+        classifier: name of the classifier layer; found by itself for the usual families.
+        taps: layers whose outputs (``layer3``) or inputs (``layer3:input``) are the feature maps, shallow to deep.
+        mean: per channel; by default the checkpoint's own, torchvision's or timm's, else the data's.
+        std: per channel, likewise.
+        kwargs: for the model's constructor.
+    """
+
+    name: str
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    classifier: list[str] | None = None
+    taps: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, num_classes: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> FeatureExtractor:
+        """The model with its weights, reading images in [0, 1]; ``mean`` and ``std`` are the data's.
+
+        Raises:
+            NdkdError: anything that cannot be found or does not fit.
+        """
+        content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
+        model = build_model(self.name, num_classes, self.pretrained, **self.kwargs)
+        if content:
+            load_weights(model, model_weights(content, model.state_dict()), f"checkpoint {self.checkpoint}")
+        stored = (content.get("hyper_parameters") or {}).get("student") or {}
+        known = [(self.mean, self.std), (stored.get("mean"), stored.get("std")), default_statistics(self.name, model)]
+        mean, std = next((pair for pair in known if pair and pair[0] and pair[1]), (mean, std))
+        return FeatureExtractor(model, self.classifier, self.taps or (), mean, std)

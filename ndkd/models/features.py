@@ -1,0 +1,133 @@
+"""Logits, embedding and feature maps of any classifier, read by hooks: the model itself is not edited."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ndkd.errors import NdkdError, one_of
+from ndkd.models.output import ModelOutput
+
+HEADS = ("fc", "classifier", "head", "heads", "linear")
+
+
+class FeatureExtractor(nn.Module):
+    """A classifier that returns a :class:`ModelOutput` for images in [0, 1].
+
+    The embedding is what enters the classifier layer, taken before a dropout directly in front of it.
+
+    Args:
+        model: maps normalised images (B, c, h, w) to logits (B, C).
+        classifier: name of the classifier layer (``"fc"``), or of several, whose inputs are averaged
+            (``["head", "head_dist"]``); by default it is found by itself, see :func:`find_classifier`.
+        taps: names of the modules whose outputs are the feature maps, shallow to deep; ``"NAME:input"`` takes the
+            input of the module's last call instead.
+        mean: per channel, subtracted from the images.
+        std: per channel, the images are divided by it.
+
+    Raises:
+        NdkdError: a layer that the model does not have, or a classifier that cannot be found.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classifier: str | Sequence[str] | None = None,
+        taps: Sequence[str] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.classifier = [classifier] if isinstance(classifier, str) else list(classifier or find_classifier(model))
+        self.taps = list(taps)
+        channels = (-1, 1, 1)
+        self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(channels), persistent=False)
+        self.register_buffer("std", None if std is None else torch.tensor(std).view(channels), persistent=False)
+        self._captured: dict[str, Tensor] = {}
+        self._dropped = (None, None)
+        self._install_hooks()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of the embedding."""
+        return self.model.get_submodule(self.classifier[0]).in_features
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits C."""
+        return self.model.get_submodule(self.classifier[0]).out_features
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        if self.mean is not None:
+            images = (images - self.mean) / self.std
+        logits = self.model(images)
+        captured, self._captured = self._captured, {}
+        self._dropped = (None, None)
+        embeddings = [captured[name] for name in self.classifier]
+        embedding = embeddings[0] if len(embeddings) == 1 else torch.stack(embeddings).mean(dim=0)
+        return ModelOutput(logits=logits, embedding=embedding, feature_maps=[captured[tap] for tap in self.taps])
+
+    def _install_hooks(self) -> None:
+        for name in self.classifier:
+            layer = self._submodule(name, "classifier")
+            if not isinstance(layer, nn.Linear):
+                raise NdkdError(f"classifier: wanted a Linear layer, {name} is a {type(layer).__name__}")
+            layer.register_forward_pre_hook(partial(self._keep_embedding, name))
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.register_forward_hook(self._remember_dropout)
+            if self.taps and getattr(module, "inplace", False) is True:
+                module.inplace = False  # an in-place activation would overwrite a tapped tensor
+        for tap in self.taps:
+            name, _, side = tap.partition(":")
+            module = self._submodule(name, "taps")
+            if side == "input":
+                module.register_forward_pre_hook(partial(self._keep_input, tap))
+            elif not side:
+                module.register_forward_hook(partial(self._keep_output, tap))
+            else:
+                raise NdkdError(f"taps: wanted NAME or NAME:input, got {tap}")
+
+    def _submodule(self, name: str, option: str) -> nn.Module:
+        modules = dict(self.model.named_modules())
+        if name not in modules or not name:
+            known = [known for known in modules if known]
+            raise NdkdError(f"{option}: {type(self.model).__name__} has no layer {name!r}; {one_of(name, known)}")
+        return modules[name]
+
+    def _keep_embedding(self, name: str, layer: nn.Module, inputs: tuple) -> None:
+        output, before = self._dropped
+        self._captured[name] = before if inputs[0] is output else inputs[0]
+
+    def _remember_dropout(self, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self._dropped = (output, inputs[0])
+
+    def _keep_input(self, tap: str, layer: nn.Module, inputs: tuple) -> None:
+        self._captured[tap] = inputs[0]
+
+    def _keep_output(self, tap: str, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self._captured[tap] = output
+
+
+def find_classifier(model: nn.Module) -> list[str]:
+    """The name of the classifier layer: timm's own word for it, or the last Linear below a usual name, or the only one.
+
+    Raises:
+        NdkdError: none of these tells; the message lists the Linear layers to choose from.
+    """
+    timm_config = getattr(model, "pretrained_cfg", None) or {}
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    named = timm_config.get("classifier") or ()
+    named = [named] if isinstance(named, str) else list(named)
+    if named and all(name in linears for name in named):
+        return named
+    for head in HEADS:
+        below = [name for name in linears if name == head or name.startswith(f"{head}.")]
+        if below:
+            return below[-1:]
+    if len(linears) == 1:
+        return linears
+    choice = f"set classifier to one of: {', '.join(linears[-8:])}" if linears else "it has no Linear layer"
+    raise NdkdError(f"cannot tell which layer of {type(model).__name__} is the classifier; {choice}")

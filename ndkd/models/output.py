@@ -1,0 +1,23 @@
+"""What a model hands to the losses."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class ModelOutput:
+    """Named outputs of one forward pass; N is the number of images (or of regions, in detection)."""
+
+    logits: Tensor
+    """(N, C)."""
+    embedding: Tensor
+    """(N, D): the input of the classifier layer, before a dropout that precedes it."""
+    projected: Tensor = None
+    """(N, D of the teacher): the embedding through the projector; the embedding itself where the widths agree."""
+    feature_maps: list[Tensor] = field(default_factory=list)
+    """Shallow to deep, each (B, c, h, w)."""
+
+    def __post_init__(self):
+        if self.projected is None:
+            self.projected = self.embedding

@@ -1,0 +1,31 @@
+"""The parser's errors, a screen long each, in one line."""
+
+import re
+
+from ndkd.errors import one_of
+
+
+def one_line(message: str, classes: list[str]) -> str:
+    """Say in one line which entry of the configuration is wrong and why.
+
+    Args:
+        message: of a jsonargparse error.
+        classes: names to suggest where a class is not found.
+
+    >>> one_line("Parser key \\"data\\":\\n  - Expected a dot import path string: Digit", ["DigitsDataModule"])
+    'data: there is no class Digit; did you mean DigitsDataModule?'
+    """
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    if not keys:
+        return " ".join(message.split())
+    nested = re.findall(r"NestedArg\(key='([^']+)'", message)
+    where = f"{keys[0]}.{nested[-1]}" if nested else ".".join(keys)
+    if name := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{where}: there is no class {name[1]}; {one_of(name[1], classes)}"
+    if option := re.search(r"(?:Option|Key|Group) '([^']+)' (?:is not accepted|is not expected)", message):
+        return f"{where}: there is no entry {option[1]}; see ndkd fit --print_config for those that exist"
+    wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]
+    given = re.findall(r"(?:Given value|Got value): (.+)", message)
+    if wanted and given:
+        return f"{where}: wanted {' or '.join(dict.fromkeys(wanted))}, got {given[0]}"
+    return f"{where}: {' '.join(message.split())[:300]}"

@@ -1,0 +1,118 @@
+"""The run folder: the only file that knows its layout; everything in it is written whole or not at all.
+
+::
+
+    config.yaml             the resolved configuration
+    status.json             running, finished, failed or interrupted; versions, git commit, results
+    metrics.csv             one row per epoch
+    checkpoints/last.ckpt   of the last finished epoch
+    checkpoints/best.ckpt   of the epoch with the best validation accuracy
+    predictions/0000.npz    per epoch, on the evaluation set: target, prediction, confidence
+    features/0000.npz       per epoch, on the evaluation set: histograms of norms and angles
+    predictions.csv         what ``ndkd predict`` wrote
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Run:
+    """One run's folder, to write to while training and to read from afterwards.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+
+    @staticmethod
+    def of_checkpoint(checkpoint: str | Path) -> "Run | None":
+        """The run that a checkpoint lies in, None if it lies in no run folder."""
+        run = Run(Path(checkpoint).parent.parent)
+        return run if run.config.is_file() and Path(checkpoint).parent == run.checkpoints else None
+
+    def checkpoint(self, name: str) -> Path:
+        """File of the ``last`` or ``best`` checkpoint."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a finished epoch that a fresh run would overwrite."""
+        return self.checkpoint("last").exists()
+
+    def start(self, config: str, first_epoch: int) -> None:
+        """Write the configuration; keep of an earlier start only what precedes the first epoch."""
+        write_atomically(self.config, lambda file: file.write(config.encode()))
+        self._write_rows("metrics.csv", [row for row in self.metrics() if int(row["epoch"]) < first_epoch])
+        for kind in ("predictions", "features"):
+            for file in (self.path / kind).glob("*.npz"):
+                if int(file.stem) >= first_epoch:
+                    file.unlink()
+        self.update_status(error=None, results=None)
+
+    def update_status(self, **values: Any) -> None:
+        """Change or add entries of status.json; None takes an entry away."""
+        kept = {name: value for name, value in {**self.status(), **values}.items() if value is not None}
+        text = json.dumps(kept, indent=2)
+        write_atomically(self.path / "status.json", lambda file: file.write(text.encode()))
+
+    def status(self) -> dict[str, Any]:
+        file = self.path / "status.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Add one epoch's row; a row of the same epoch is replaced."""
+        kept = [old for old in self.metrics() if int(old["epoch"]) < row["epoch"]]
+        self._write_rows("metrics.csv", [*kept, row])
+
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv."""
+        file = self.path / "metrics.csv"
+        if not file.is_file():
+            return []
+        with file.open(newline="") as text:
+            return list(csv.DictReader(text))
+
+    def write_epoch(self, kind: str, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keep one epoch's ``predictions`` or ``features``."""
+        write_atomically(self.path / kind / f"{epoch:04d}.npz", lambda file: np.savez_compressed(file, **arrays))
+
+    def read_epoch(self, kind: str, epoch: int) -> dict[str, np.ndarray]:
+        with np.load(self.path / kind / f"{epoch:04d}.npz") as arrays:
+            return dict(arrays)
+
+    def write_predictions(self, rows: list[dict[str, Any]]) -> Path:
+        """Write predictions.csv."""
+        return self._write_rows("predictions.csv", rows)
+
+    def _write_rows(self, name: str, rows: list[dict[str, Any]]) -> Path:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        if columns:
+            writer.writeheader()
+        writer.writerows(rows)
+        return write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
+
+
+def write_atomically(path: Path, write: Callable[[io.BufferedWriter], Any]) -> Path:
+    """Let ``write`` fill a temporary file, then give it its name: a reader or a kill never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,186 @@
+"""fit, validate, test and predict: Lightning's command line, with run folders and one-line errors."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import ndkd.data
+import ndkd.losses  # so that a config can say NDLoss  # noqa: F401
+from ndkd.callbacks import ClassMeans, FeatureStatistics, RunRecorder, checkpoint_callbacks
+from ndkd.cli import values_of
+from ndkd.distillation import DistillationModule
+from ndkd.errors import NdkdError
+from ndkd.models.checkpoint import read_checkpoint
+from ndkd.parser_errors import one_line
+from ndkd.runs import Run
+
+ENTRY_POINTS = ("fit", "validate", "test", "predict")
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one of the four commands; the exit status."""
+    quiet()
+    sys.argv[1:] = with_stored_config(arguments)  # other ranks are started with the same
+    try:
+        TrainingCLI(
+            DistillationModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"logger": False},
+            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in ENTRY_POINTS}},
+            load_from_checkpoint_support=False,
+        )
+    except ArgumentError as error:
+        losses = [name for name in ndkd.losses.__all__ if name.endswith("Loss")]
+        classes = [*losses, "torch.nn.CrossEntropyLoss", *ndkd.data.__all__, "DistillationModule"]
+        raise NdkdError(one_line(str(error), classes)) from error
+    except SystemExit as exit:
+        if exit.code == 1 and "fit" in arguments[:1]:
+            print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
+        return exit.code if isinstance(exit.code, int) else 0
+    return 0
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's CLI with a run folder per configuration."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=Path | None, default=None, help="The run folder.")
+        parser.add_lightning_class_args(ClassMeans, "class_means")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's hyper-parameters win; here the configuration does."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.run_folder = Run(config.run_dir or default_run_dir(sys.argv[1:], config.seed_everything))
+        config.run_dir = self.run_folder.path
+        config.trainer.default_root_dir = str(self.run_folder.path)
+        for logger in config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]:
+            if logger and "save_dir" in logger.init_args:
+                logger.init_args.save_dir = self.run_folder.path
+        resume = config.ckpt_path
+        if self.subcommand == "fit" and rank_zero_only.rank == 0 and not config.trainer.fast_dev_run:
+            self._check_run_folder(resume)
+        config.ckpt_path = self._checkpoint_file(resume)
+
+    def _check_run_folder(self, resume: str | None) -> None:
+        folder = self.run_folder
+        if folder.is_used and resume is None:
+            raise NdkdError(
+                f"run folder {folder.path} holds a run: continue it with --ckpt_path last, or start afresh elsewhere "
+                "with --run_dir DIR"
+            )
+        if resume == "last" and not folder.is_used:
+            raise NdkdError(
+                f"run folder {folder.path} has no finished epoch to continue from: start afresh without --ckpt_path, "
+                "or name the run's folder with --run_dir DIR"
+            )
+
+    def _checkpoint_file(self, name: str | None) -> str | None:
+        model = self.config[self.subcommand].model.init_args
+        if name is None and self.subcommand != "fit":
+            if model.student.get("checkpoint") or model.student.get("pretrained"):
+                return None  # a model that brings its weights is measured as it is
+            name = "last"
+        if name in ("last", "best"):
+            name = str(self.run_folder.checkpoint(name))
+        if name is not None and not Path(name).is_file():
+            raise NdkdError(f"checkpoint {name} does not exist; run ndkd fit first, or name another with --ckpt_path")
+        return name
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        if self.subcommand == "fit" and not config["fast_dev_run"]:
+            resolved = self.config.fit.clone()
+            del resolved["ckpt_path"], resolved["config"]
+            text = self._parser("fit").dump(resolved, skip_none=False, skip_validation=True)
+            run = self.run_folder
+            callbacks = [*callbacks, FeatureStatistics(run), RunRecorder(run, text), *checkpoint_callbacks(run)]
+        else:
+            config["enable_checkpointing"] = False
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def after_fit(self) -> None:
+        """Test the last and the best weights, and say where everything is."""
+        if self.trainer.fast_dev_run:
+            return
+        run, data = self.run_folder, self.datamodule
+        if is_overridden("test_dataloader", data, L.LightningDataModule):
+            results = {name: self._test(run.checkpoint(name)) for name in ("last", "best")}
+            on_test = getattr(data, "validates_on_test", False)
+            chosen_on = "test, there is no validation split" if on_test else "validation"
+            if self.trainer.is_global_zero:
+                run.update_status(results=results)
+                last, best = results["last"], results["best"]
+                print(
+                    f"test accuracy: {last['test/acc1']:.2%} (last epoch, {last['epoch']}), "
+                    f"{best['test/acc1']:.2%} (best on {chosen_on}, epoch {best['epoch']})"
+                )
+        if self.trainer.is_global_zero:
+            print(f"run folder: {run.path}")
+
+    def _test(self, checkpoint: Path) -> dict[str, float]:
+        metrics = self.trainer.test(
+            self.model, datamodule=self.datamodule, ckpt_path=str(checkpoint), verbose=False, weights_only=True
+        )
+        return {"epoch": read_checkpoint(checkpoint)["epoch"], **metrics[0]}
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write the predictions of every image into the run folder."""
+        rows = [row for batch in self.trainer.predict(**kwargs) for row in batch]
+        print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} rows)")
+
+
+def with_stored_config(arguments: list[str]) -> list[str]:
+    """Where a checkpoint file is given and no configuration, take the one in its run folder."""
+    command, *options = arguments
+    checkpoint = values_of(("--ckpt_path",), options)
+    if values_of(("--config", "-c"), options):
+        return arguments
+    if command == "fit" or not checkpoint:
+        if any(option.startswith(("--help", "--model", "--print_config")) for option in options):
+            return arguments
+        raise NdkdError(f"no configuration: give --config FILE; see ndkd {command} --help")
+    run = Run.of_checkpoint(checkpoint[-1])
+    if not Path(checkpoint[-1]).is_file():
+        raise NdkdError(f"checkpoint {checkpoint[-1]} does not exist; correct --ckpt_path")
+    if run is None:
+        raise NdkdError(f"checkpoint {checkpoint[-1]} does not lie in a run folder: give its --config FILE too")
+    return [command, "--config", str(run.config), "--run_dir", str(run.path), *options]
+
+
+def default_run_dir(arguments: list[str], seed: int) -> Path:
+    """``runs/`` and the names of the configs; overlays in a folder ``loggers`` do not count.
+
+    >>> default_run_dir(["fit", "--config", "configs/digits/kd++.yaml"], seed=1).as_posix()
+    'runs/digits/kd++-seed1'
+    """
+    names = []
+    for config in map(Path, values_of(("--config", "-c"), arguments)):
+        if config.parent.name != "loggers":
+            parts = config.with_suffix("").parts
+            names.append("/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else parts[-1])
+    return Path("runs", (",".join(names) or "unnamed") + (f"-seed{seed}" if seed else ""))
+
+
+def quiet() -> None:
+    """Keep Lightning's tips, and its warnings about what is meant here, off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for meant in ("in eval mode", "many workers", "is not empty", "treespec, LeafSpec", "logging interval", "sync_dist=True"):
+        warnings.filterwarnings("ignore", f".*{meant}")
