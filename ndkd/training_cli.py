@@ -105,7 +105,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             resolved = self.config.fit.clone()
             del resolved["ckpt_path"], resolved["config"]
-            text = self._parser("fit").dump(resolved, skip_none=False, skip_validation=True)
+            text = self._parser("fit").dump(resolved, skip_unset=False, skip_validation=True)
             run = self.run_folder
             callbacks = [*callbacks, FeatureStatistics(run), RunRecorder(run, text), *checkpoint_callbacks(run)]
         else:
@@ -182,5 +182,12 @@ def quiet() -> None:
     """Keep Lightning's tips, and its warnings about what is meant here, off the screen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for meant in ("in eval mode", "many workers", "is not empty", "treespec, LeafSpec", "logging interval", "sync_dist=True"):
+    for meant in (
+        "in eval mode",
+        "many workers",
+        "is not empty",
+        "treespec, LeafSpec",
+        "logging interval",
+        "sync_dist=True",
+    ):
         warnings.filterwarnings("ignore", f".*{meant}")

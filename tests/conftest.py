@@ -1,0 +1,159 @@
+"""What the tests of training share: a tiny teacher, tiny images, and a quiet way to fit."""
+
+import logging
+from functools import partial
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from ndkd.callbacks import ClassMeans
+from ndkd.data.in_memory import InMemoryLoader
+from ndkd.distillation import DistillationModule, LossTerm
+from ndkd.losses import KDLoss, NDLoss, ReviewKDLoss
+from ndkd.models import ModelConfig, build_model
+from ndkd.seeds import run_seed
+
+TAPS = ["layer1", "layer2", "layer3", "avgpool"]
+
+
+class TinyData(L.LightningDataModule):
+    """Random images: class by class in turn, so that every class has some."""
+
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
+
+    def __init__(self, size=20, num_classes=10, val_size=10, batch_size=8, side=8, pad=0, seed=0):
+        super().__init__()
+        self.num_classes, self.batch_size, self.pad = num_classes, batch_size, pad
+        self.class_names = tuple(f"class {k}" for k in range(num_classes))
+        self.image_shape = (3, side, side)
+        random = np.random.default_rng(seed)
+        self.train_images, self.val_images = (
+            random.integers(0, 256, (n, side, side, 3), dtype=np.uint8) for n in (size, val_size)
+        )
+        self.train_target, self.val_target = (np.arange(n) % num_classes for n in (size, val_size))
+
+    def loader(self, images, target, **options):
+        if self.trainer:
+            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return InMemoryLoader(images, target, self.batch_size, seed=run_seed(), **options)
+
+    def train_dataloader(self):
+        return self.loader(self.train_images, self.train_target, shuffle=True, pad=self.pad)
+
+    def class_mean_dataloader(self, augment=False):
+        return self.loader(self.train_images, self.train_target, pad=self.pad if augment else 0)
+
+    def val_dataloader(self):
+        return self.loader(self.val_images, self.val_target)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def pytest_configure(config):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for meant in (
+        "in eval mode",
+        "many workers",
+        "treespec, LeafSpec",
+        "is not empty",
+        "callbacks used to create the checkpoint",
+    ):
+        config.addinivalue_line("filterwarnings", f"ignore:.*{meant}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Threads do not pay on tiny images, and sums in another order would not be bit-identical."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def teacher_checkpoint(tmp_path_factory):
+    """Random weights of cifar/resnet8 for 10 classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = build_model("cifar/resnet8", 10)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer += 0.1
+    path = tmp_path_factory.mktemp("teacher") / "resnet8.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def tiny_data():
+    """The class of the tiny DataModule."""
+    return TinyData
+
+
+@pytest.fixture
+def terms():
+    """Loss terms by their names: ``terms("ce", "kd", nd=2.0)``; numbers are weights."""
+
+    def make(*names, **weights):
+        losses = {
+            "ce": (torch.nn.CrossEntropyLoss(), ["student.logits", "target"]),
+            "kd": (KDLoss(), None),
+            "nd": (NDLoss(), None),
+            "review": (ReviewKDLoss(), None),
+        }
+        chosen = dict.fromkeys(names, 1.0) | weights
+        return {name: LossTerm(losses[name][0], weight, 0, losses[name][1]) for name, weight in chosen.items()}
+
+    return make
+
+
+@pytest.fixture
+def make_module(teacher_checkpoint):
+    """A module on cifar/resnet8, as wide as the teacher (64) or, with ``narrow=True``, 16 wide."""
+
+    def make(losses, narrow=False, lr=0.1, **options):
+        widths = {"widths": [8, 8, 8, 16]} if narrow else {}
+        options.setdefault("student", ModelConfig("cifar/resnet8", taps=TAPS, kwargs=widths))
+        options.setdefault("teacher", ModelConfig("cifar/resnet8", checkpoint=teacher_checkpoint, taps=TAPS))
+        options.setdefault("optimizer", partial(torch.optim.SGD, lr=lr, momentum=0.9))
+        return DistillationModule(losses=losses, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer():
+    """A quiet trainer on one CPU."""
+
+    def make(*callbacks, epochs=1, **options):
+        options = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False} | options
+        return L.Trainer(
+            max_epochs=epochs,
+            callbacks=list(callbacks),
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def fit(make_trainer, tiny_data, monkeypatch):
+    """Fit a module on tiny images, with a seed and with class means; the trainer."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # given back after the test, whatever seed it sets
+
+    def run(module, *callbacks, data=None, loaders=None, seed=0, epochs=1, ckpt_path=None, **options):
+        if not any(isinstance(callback, ClassMeans) for callback in callbacks):
+            callbacks = (ClassMeans(), *callbacks)
+        L.seed_everything(seed, verbose=False)
+        trainer = make_trainer(*callbacks, epochs=epochs, **options)
+        given = loaders or {"datamodule": data or tiny_data()}
+        trainer.fit(module, **given, ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    return run

@@ -1,0 +1,357 @@
+"""The command line as a person uses it: help, a run from start to end, resuming after a kill, mistakes."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ndkd.cli import main
+from ndkd.runs import Run
+
+REPOSITORY = Path(__file__).parent.parent
+SHORT = ["--trainer.max_epochs=2", "--data.init_args.train_size=40"]
+KDPP = ["fit", "--config", "configs/digits/kd++.yaml"]
+RESUMED = [*KDPP, "--trainer.max_epochs=5", "--data.init_args.train_size=40"]
+RESUMED += ["--model.init_args.lr_scheduler.init_args.milestones=[1,3,4]"]
+
+
+def ndkd(*arguments):
+    """Run a command in this process: exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the shipped configs and a teacher trained for one epoch, as the working directory."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["ndkd"])
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        assert ndkd("fit", "--config", "configs/digits/teacher.yaml", *SHORT, "--trainer.max_epochs=1")[0] == 0
+        yield folder
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """A short KD++ run: its folder and what it printed."""
+    status, out, err = ndkd(*KDPP, *SHORT)
+    assert status == 0, err
+    return Run("runs/digits/kd++"), out
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["test", "-h"], ["--version"]])
+def test_help_answers_at_once_in_a_fresh_process(arguments):
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "ndkd", *arguments], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 3
+    assert "ndkd" in done.stdout
+
+
+def test_help_names_every_command_and_only_options_that_exist(workplace):
+    _, listed, _ = ndkd("--help")
+    assert all(f"\n  {command} " in listed for command in ("fit", "validate", "test", "predict"))
+    _, page, _ = ndkd("fit", "--help")
+    _, everything, _ = ndkd("fit", "--help-all")
+    _, module, _ = ndkd("fit", "--model.help", "DistillationModule")
+    for option in set(re.findall(r"--([\w.]+)", page)) - {"help", "model.help", "OPTION"}:
+        if option.startswith("model.init_args"):
+            assert f"--model.{option.split('.')[2]}" in module or f"init_args.{option.split('.')[2]}" in module, option
+        elif not option.startswith("data.init_args"):
+            assert f"--{option}" in everything, option
+
+
+# ---- a run, from start to end ----------------------------------------------------------------------------------------
+
+
+def test_fit_shows_progress_and_ends_with_accuracies_and_folder(finished):
+    run, out = finished
+    assert "Epoch 1: 100%" in out
+    *_, accuracy, folder = out.strip().splitlines()
+    assert re.fullmatch(
+        r"test accuracy: \d+\.\d\d% \(last epoch, 1\), \d+\.\d\d% \(best on validation, epoch [01]\)", accuracy
+    )
+    assert folder == "run folder: runs/digits/kd++"
+
+
+def test_run_folder_holds_everything(finished):
+    run, _ = finished
+    files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
+    epochs = {f"{kind}/000{epoch}.npz" for kind in ("predictions", "features") for epoch in (0, 1)}
+    assert (
+        files
+        >= {"config.yaml", "status.json", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} | epochs
+    )
+    assert not [file for file in files if Path(file).name.startswith(".")]
+    status = run.status()
+    assert status["state"] == "finished"
+    assert {"torch", "lightning", "ndkd", "python"} <= set(status["versions"])
+    assert set(status["results"]) == {"last", "best"}
+
+
+def test_stored_config_repeats_the_run(finished, workplace):
+    run, _ = finished
+    assert ndkd("fit", "--config", run.config, "--run_dir", "again")[0] == 0
+    assert Run("again").metrics()[-1]["train/loss"] == run.metrics()[-1]["train/loss"]
+
+
+def test_test_needs_no_teacher_file_and_gives_the_accuracy_that_training_printed(finished, workplace):
+    run, _ = finished
+    teacher = Run("runs/digits/teacher").checkpoint("last")
+    teacher.rename("elsewhere.ckpt")
+    try:
+        for name in ("last", "best"):
+            status, out, err = ndkd("test", "--ckpt_path", run.checkpoint(name))
+            assert status == 0, err
+            shown = float(re.search(r"test/acc1\s+(\S+)", out)[1])
+            assert shown == pytest.approx(run.status()["results"][name]["test/acc1"], abs=1e-7)
+        assert ndkd("test", "--config", "configs/digits/kd++.yaml", "--ckpt_path", "last")[0] == 0
+    finally:
+        Path("elsewhere.ckpt").rename(teacher)
+
+
+def test_validate_gives_the_last_epochs_accuracy(finished, workplace):
+    run, _ = finished
+    status, out, _ = ndkd("validate", "--ckpt_path", run.checkpoint("last"))
+    assert status == 0
+    assert float(re.search(r"val/acc1\s+(\S+)", out)[1]) == pytest.approx(
+        float(run.metrics()[-1]["val/acc1"]), abs=1e-6
+    )
+
+
+def test_predict_writes_a_row_per_image(finished, workplace):
+    run, _ = finished
+    status, out, _ = ndkd("predict", "--ckpt_path", run.checkpoint("last"))
+    assert status == 0
+    assert "predictions: runs/digits/kd++/predictions.csv (1000 rows)" in out
+    with (run.path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["prediction"] == row["target"] for row in rows) / len(rows)
+    assert right == pytest.approx(run.status()["results"]["last"]["test/acc1"], abs=1e-6)
+
+
+def test_seed_has_a_folder_of_its_own(workplace):
+    assert ndkd(*KDPP, *SHORT, "--trainer.max_epochs=1", "--seed_everything=3")[0] == 0
+    assert Run("runs/digits/kd++-seed3").is_used
+
+
+def test_weights_given_by_the_config_are_tested_without_a_run(workplace):
+    teacher = str(Run("runs/digits/teacher").checkpoint("last").resolve())
+    options = ["--model.init_args.student.checkpoint", teacher, "--run_dir", "nothing"]
+    status, out, err = ndkd("test", "--config", "configs/digits/teacher.yaml", *options)
+    assert status == 0, err
+    expected = Run("runs/digits/teacher").status()["results"]["last"]["test/acc1"]
+    assert float(re.search(r"test/acc1\s+(\S+)", out)[1]) == pytest.approx(expected, abs=1e-7)
+
+
+# ---- a kill, Ctrl-C, and going on ------------------------------------------------------------------------------------
+
+
+def started(folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ndkd", *RESUMED, "--run_dir", folder]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_epochs(process, folder, epochs):
+    deadline = time.monotonic() + 60
+    while len(Run(folder).metrics()) < epochs:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_and_interrupted_runs_continue_to_the_same_weights(workplace):
+    killed, stopped = started("killed"), started("stopped")
+    assert ndkd(*RESUMED, "--run_dir", "unbroken")[0] == 0
+    wait_for_epochs(killed, "killed", 2)
+    killed.send_signal(signal.SIGKILL)
+    wait_for_epochs(stopped, "stopped", 2)
+    stopped.send_signal(signal.SIGINT)
+    assert killed.wait() == -signal.SIGKILL
+    _, message = stopped.communicate()
+    assert stopped.returncode == 1
+    assert message.strip().endswith("ndkd: stopped; --ckpt_path last continues from the last finished epoch")
+    assert Run("stopped").status()["state"] == "interrupted"
+
+    unbroken = torch.load("unbroken/checkpoints/last.ckpt", weights_only=True)
+    for folder in ("killed", "stopped"):
+        assert len(Run(folder).metrics()) < 5, "the run was over before it was broken off"
+        status, _, err = ndkd(*RESUMED, "--run_dir", folder, "--ckpt_path", "last")
+        assert status == 0, err
+        resumed = torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)
+        assert resumed["epoch"] == unbroken["epoch"] == 4
+        for key, value in unbroken["state_dict"].items():
+            assert torch.equal(resumed["state_dict"][key], value), key
+        rows, expected = Run(folder).metrics(), Run("unbroken").metrics()
+        assert [{**row, "seconds": ""} for row in rows] == [{**row, "seconds": ""} for row in expected]
+        assert Run(folder).status()["state"] == "finished"
+        for epoch in range(5):
+            pair = (Run(name).read_epoch("predictions", epoch) for name in (folder, "unbroken"))
+            torch.testing.assert_close(*({k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in pair))
+
+
+# ---- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+def test_wandb_goes_on_offline_without_credentials_and_keeps_its_id(workplace, monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    command = [
+        *KDPP,
+        "--config",
+        "configs/loggers/wandb.yaml",
+        "--data.init_args.train_size=40",
+        "--run_dir",
+        "watched",
+    ]
+    ids = []
+    for more in (["--trainer.max_epochs=1"], ["--trainer.max_epochs=2", "--ckpt_path=last"]):
+        status, out, err = ndkd(*command, *more)
+        assert status == 0, err
+        assert "no W&B credentials were found" in out
+        assert "wandb sync watched/wandb/offline-run-*" in out
+        import wandb
+
+        wandb.finish()
+        ids.append({file.stem for file in Path("watched/wandb").glob("offline-run-*/run-*.wandb")})
+    assert len(list(Path("watched/wandb").glob("offline-run-*"))) == 2
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 1
+    assert [row["epoch"] for row in Run("watched").metrics()] == ["0", "1"]
+    recorded = b"".join(file.read_bytes() for file in Path("watched/wandb").glob("offline-run-*/*.wandb"))
+    assert b"val/acc1" in recorded
+    assert b"train/nd" in recorded
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "unknown command": (["fot"], "unknown command 'fot'; did you mean fit?"),
+    "no config": (["fit"], "no configuration: give --config FILE; see ndkd fit --help"),
+    "missing config": (
+        ["fit", "--config", "configs/digits/kdd.yaml"],
+        r"config configs/digits/kdd.yaml does not exist; did you mean configs/digits/kd\+\+.yaml",
+    ),
+    "broken config": (["fit", "--config", "broken.yaml"], "Problems parsing config: while parsing a flow sequence"),
+    "unknown key": (["fit", "--config", "unknown.yaml"], "does not accept option 'modle.a'"),
+    "missing teacher": (
+        [*KDPP, "--model.init_args.teacher.checkpoint=no.pth"],
+        "checkpoint no.pth does not exist; train it first or correct the path",
+    ),
+    "teacher without weights": (
+        [*KDPP, "--model.init_args.teacher.checkpoint=null"],
+        "teacher cifar/resnet20 has no weights: set teacher.checkpoint to a file, or pretrained: true",
+    ),
+    "another architecture": (
+        [*KDPP, "--model.init_args.teacher.name=cifar/wrn_16_1"],
+        "does not fit the model; missing: .* unexpected: .* Is it another architecture or data set?",
+    ),
+    "unknown model": (
+        [*KDPP, "--model.init_args.student.name=cifar/resnet9"],
+        "unknown model 'cifar/resnet9'; did you mean resnet8",
+    ),
+    "unknown loss": (
+        [*KDPP, "--model.init_args.losses.nd.loss=NDLos"],
+        "model.losses.nd.loss: there is no class NDLos; did you mean NDLoss",
+    ),
+    "unknown entry of a term": (
+        [*KDPP, "--model.init_args.losses.nd.wieght=3"],
+        "model.losses.nd.wieght: there is no entry wieght",
+    ),
+    "unknown input": (
+        [*KDPP, "--model.init_args.losses.nd.inputs=[student.foo,target]"],
+        "loss nd: nothing provides 'student.foo'; on offer: student.logits, .*, class_means|"
+        "loss nd: nothing provides 'student.foo'; on offer: student.logits",
+    ),
+    "inputs that do not fit": (
+        [*KDPP, "--model.init_args.losses.nd.inputs=[student.logits,teacher.embedding,class_means,target]"],
+        r"loss nd: wanted tensors of one shape \(N, D\), got student_embedding \(\d+, 10\) and teacher_embedding",
+    ),
+    "wrong type": ([*KDPP, "--trainer.max_epochs=abc"], "trainer.max_epochs: wanted int, got abc"),
+    "too many images": ([*KDPP, "--data.init_args.train_size=700"], "train_size: wanted 10 to 587 images"),
+    "not a number": (
+        [*KDPP, "--model.init_args.optimizer.init_args.lr=1e30", "--data.init_args.train_size=40"],
+        r"loss \w+ became (nan|inf) in epoch \d, .*; lower the learning rate or its weight",
+    ),
+    "nothing to resume": (
+        [*KDPP, "--ckpt_path=last"],
+        "has no finished epoch to continue from: start afresh without --ckpt_path, or name the run's folder",
+    ),
+    "nothing to test": (
+        ["test", "--config", "configs/digits/kd++.yaml"],
+        "checkpoint .*last.ckpt does not exist; run ndkd fit first, or name another with --ckpt_path",
+    ),
+    "a checkpoint that is not there": (
+        ["test", "--ckpt_path", "no.ckpt"],
+        "checkpoint no.ckpt does not exist; correct --ckpt_path",
+    ),
+    "a folder that is a file": ([*KDPP, *SHORT, "--run_dir=broken.yaml/run"], "Not a directory: broken.yaml/run"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
+    Path("broken.yaml").write_text("model: [unclosed")
+    Path("unknown.yaml").write_text("modle: {a: 1}")
+    arguments, message = MISTAKES[mistake]
+    folder = f"mistakes/{request.node.callspec.id.replace(' ', '-')}"
+    if "--config" in arguments and not any(argument.startswith("--run_dir") for argument in arguments):
+        arguments = [*arguments, "--run_dir", folder]
+    status, _, err = ndkd(*arguments)
+    assert status == 2
+    *_, line = err.strip().splitlines()
+    assert re.match(f"ndkd: .*({message})", line), line
+    assert "Traceback" not in err
+    if mistake == "not a number":
+        assert Run(folder).status()["state"] == "failed"
+        epochs = len(Run(folder).metrics())
+        assert len(list(Path(folder, "predictions").glob("*.npz"))) == epochs
+        assert len(list(Path(folder, "features").glob("*.npz"))) == epochs
+        assert Run(folder).is_used == bool(epochs)
+    else:
+        assert not Path(folder).exists() or mistake == "inputs that do not fit"
+    assert not list(Path(".").rglob(".*.[0-9]*")), "a temporary file was left"
+
+
+def test_used_run_folder_is_refused_and_unharmed(finished, workplace):
+    run, _ = finished
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    status, _, err = ndkd(*KDPP, *SHORT)
+    assert status == 2
+    assert err.strip() == (
+        "ndkd: run folder runs/digits/kd++ holds a run: continue it with --ckpt_path last, or start afresh elsewhere "
+        "with --run_dir DIR"
+    )
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_a_failed_start_leaves_the_folder_free(workplace):
+    run = Run("free")
+    run.start("config: 1", 0)
+    run.update_status(state="failed")
+    assert ndkd(*KDPP, *SHORT, "--run_dir=free", "--trainer.max_epochs=1")[0] == 0
+    assert json.loads((run.path / "status.json").read_text())["state"] == "finished"

@@ -1,0 +1,481 @@
+"""The objective, the models and the checkpoints of a run, whatever its loss terms."""
+
+import re
+from functools import partial
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from ndkd.callbacks import checkpoint_callbacks
+from ndkd.distillation import DistillationModule, LossTerm
+from ndkd.errors import NdkdError
+from ndkd.losses import CosineLoss, KDLoss, L2Loss, ReviewKDLoss, SIFNLoss, kd_loss, nd_loss
+from ndkd.models import FeatureExtractor, ModelConfig, build_model
+from ndkd.runs import Run
+
+
+class Watch(L.Callback):
+    """Keeps the student at the start, and batch, modes, loss and gradients of every step."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = {name: tensor.clone() for name, tensor in pl_module.student.state_dict().items()}
+        self.batches, self.modes, self.losses, self.gradients = [], [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
+        teacher = pl_module.teacher
+        self.modes.append((is_training(pl_module.student), teacher is not None and is_training(teacher)))
+
+    def on_after_backward(self, trainer, pl_module):
+        self.gradients.append([p.grad.clone() for p in pl_module.student.parameters()])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"])
+
+
+class Spoiled(nn.Module):
+    """A loss whose value and gradient are not finite from one step on."""
+
+    inputs = ("student.logits",)
+
+    def __init__(self, step, value):
+        super().__init__()
+        self.step, self.value, self.calls = step, value, 0
+
+    def forward(self, logits):
+        self.calls += 1
+        return logits.square().mean() * (self.value if self.calls > self.step else 1.0)
+
+
+class Viewing(nn.Module):
+    """A classifier that flattens its maps with ``view``."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 10)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).view(len(images), -1))
+
+
+def is_training(module):
+    """Whether all parts are in train mode; None where they differ."""
+    modes = {part.training for part in module.modules()}
+    return modes.pop() if len(modes) == 1 else None
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    assert not [name for name in left if not torch.equal(left[name], right[name])]
+
+
+def foreign_loader(size=20, shuffle=False):
+    random = torch.Generator().manual_seed(0)
+    images, target = torch.rand(size, 3, 8, 8, generator=random), torch.arange(size) % 10
+    return DataLoader(TensorDataset(images, target), batch_size=8, shuffle=shuffle)
+
+
+# ---- terms ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "epoch", "factor"), [(0, 0, 2.0), (4, 0, 0.0), (4, 1, 0.5), (4, 4, 2.0), (4, 9, 2.0)]
+)
+def test_factor(warmup_epochs, epoch, factor):
+    assert LossTerm(nn.MSELoss(), weight=2.0, warmup_epochs=warmup_epochs).factor(epoch) == factor
+
+
+def test_weight_0_is_as_without_the_term(fit, make_module, terms):
+    without, with_0 = make_module(terms("ce", "kd"), narrow=True), make_module(terms("ce", "kd", nd=0.0), narrow=True)
+    metrics = fit(without, epochs=2).callback_metrics, fit(with_0, epochs=2).callback_metrics
+    assert list(with_0.losses) == ["ce", "kd"]
+    assert with_0.projector is None
+    assert_equal(without.state_dict(), with_0.state_dict())
+    assert_equal(*metrics)
+
+
+def test_every_method_has_the_same_start_and_data(fit, make_module, terms, tiny_data):
+    seen = []
+    for names in (["ce"], ["ce", "kd"], ["ce", "kd", "nd"], ["ce", "review"]):
+        watch = Watch()
+        fit(make_module(terms(*names), narrow=True), watch, data=tiny_data(pad=1), epochs=2)
+        images, targets = (torch.cat(parts) for parts in zip(*watch.batches, strict=True))
+        seen.append(watch.start | {"images": images, "targets": targets})
+    for other in seen[1:]:
+        assert_equal(seen[0], other)
+    assert not torch.equal(images[:20], images[20:])  # another order in the second epoch
+
+
+def test_another_seed_is_another_student(fit, make_module, terms):
+    first, second = Watch(), Watch()
+    fit(make_module(terms("ce")), first, seed=0)
+    fit(make_module(terms("ce")), second, seed=1)
+    assert not torch.equal(first.start["model.conv1.weight"], second.start["model.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "narrow", "built"),
+    [
+        ({"ce": (nn.CrossEntropyLoss(), ["student.logits", "target"])}, True, set()),
+        ({"sifn": (SIFNLoss(), None)}, True, set()),
+        ({"kd": (KDLoss(), None)}, True, {"teacher"}),
+        ({"l2": (L2Loss(), None)}, False, {"teacher"}),
+        ({"l2": (L2Loss(), None)}, True, {"teacher", "projector"}),
+        ({"cosine": (CosineLoss(), None)}, False, {"teacher", "class_means"}),
+        ({"cosine": (CosineLoss(), None)}, True, {"teacher", "projector", "class_means"}),
+        ({"cosine": (CosineLoss(), ["teacher.embedding", "class_means", "target"]), "sifn": (SIFNLoss(), None)}, True,
+         {"teacher", "class_means"}),
+    ],
+)  # fmt: skip
+def test_declared_inputs_decide_what_is_built(fit, make_module, losses, narrow, built):
+    module = make_module({name: LossTerm(loss, inputs=inputs) for name, (loss, inputs) in losses.items()}, narrow)
+    fit(module)
+    parts = {"teacher": module.teacher, "projector": module.projector, "class_means": module.class_means}
+    assert {name for name, part in parts.items() if part is not None} == built
+
+
+def test_total_is_the_weighted_sum(fit, make_module, terms):
+    losses = terms(ce=0.5, kd=2.0, nd=1.5)
+    losses["kd"].warmup_epochs = 2
+    module, watch = make_module(losses, lr=0.0), Watch()
+    fit(module, watch, epochs=3, limit_train_batches=1)
+    module.train()
+    for epoch, (images, target) in enumerate(watch.batches):
+        student, teacher = module.student(images), module.teacher(images)
+        ce = F.cross_entropy(student.logits, target)
+        kd = kd_loss(student.logits, teacher.logits)
+        nd = nd_loss(student.embedding, teacher.embedding, module.class_means, target)
+        total = 0.5 * ce + 2.0 * min(1, epoch / 2) * kd + 1.5 * nd
+        torch.testing.assert_close(watch.losses[epoch], total.detach())
+        gradients = torch.autograd.grad(total, list(module.student.parameters()))
+        torch.testing.assert_close(watch.gradients[epoch], list(gradients))
+    assert len(watch.batches) == 3
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "message"),
+    [
+        ({"ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logit", "target"])}, {},
+         "loss ce: nothing provides 'student.logit'; on offer: student.logits, student.embedding, student.projected, "
+         "student.feature_maps, target"),
+        ({"mse": LossTerm(nn.MSELoss(), inputs=["student.logits", "teacher.score"])}, {},
+         "loss mse: nothing provides 'teacher.score'; on offer: student.logits, student.embedding, student.projected, "
+         "student.feature_maps, target, teacher.logits, teacher.embedding, teacher.projected, teacher.feature_maps"),
+        ({"mse": LossTerm(nn.MSELoss())}, {},
+         "loss mse: MSELoss does not say its inputs; set losses.mse.inputs"),
+        ({"review": LossTerm(ReviewKDLoss())}, {"student": ModelConfig("cifar/resnet8")},
+         "loss review: nothing provides 'student.feature_maps'; set taps of the student; on offer: student.logits"),
+        ({"review": LossTerm(ReviewKDLoss())}, {"student": ModelConfig("cifar/resnet8", taps=["layer3"])},
+         "loss review: ReviewKD wants as many student taps as teacher taps, each a map (c, h, w), got [(64, 2, 2)] "
+         "and [(16, 8, 8), (32, 4, 4), (64, 2, 2), (64, 1, 1)]"),
+        ({"l2": LossTerm(L2Loss(), inputs=["student.embedding", "teacher.embedding"])}, {"narrow": True},
+         "loss l2: wanted tensors of one shape (N, D), got student_embedding (8, 16) and teacher_embedding (8, 64)"),
+        ({"kd": LossTerm(KDLoss())}, {"teacher": None},
+         "the losses want teacher.logits, but there is no teacher: set teacher.name, teacher.checkpoint"),
+        ({"kd": LossTerm(KDLoss())}, {"teacher": ModelConfig("cifar/resnet8")},
+         "teacher cifar/resnet8 has no weights: set teacher.checkpoint to a file, or pretrained: true"),
+        ({"kd": LossTerm(KDLoss())}, {"teacher": ModelConfig("cifar/resnet8", checkpoint="nowhere.pth")},
+         "checkpoint nowhere.pth does not exist; train it first or correct the path"),
+        ({"kd": LossTerm(KDLoss(), weight=0.0)}, {},
+         "no loss has a weight other than 0; give at least one term under losses"),
+        (None, {}, "no loss has a weight other than 0; give at least one term under losses"),
+    ],
+)  # fmt: skip
+def test_mistakes(fit, make_module, losses, options, message):
+    with pytest.raises(NdkdError, match=f"^{re.escape(message)}"):
+        fit(make_module(losses, **options))
+
+
+def test_number_of_classes_unknown(fit, make_module, terms):
+    with pytest.raises(
+        NdkdError, match="^the number of classes is unknown: use a DataModule with num_classes, or give"
+    ):
+        fit(make_module(terms("ce")), loaders={"train_dataloaders": foreign_loader()})
+    module = make_module(terms("ce"), num_classes=10)
+    fit(module, loaders={"train_dataloaders": foreign_loader()})
+    assert module.student.num_classes == 10
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite(fit, make_module, terms, tmp_path, value):
+    run = Run(tmp_path)
+    losses = terms("ce") | {"spoiled": LossTerm(Spoiled(step=5, value=value))}  # the last of two epochs' six steps
+    message = f"^loss spoiled became {value} in epoch 1, the last checkpoint is of epoch 0; lower the learning rate"
+    with pytest.raises(NdkdError, match=message):
+        fit(make_module(losses), *checkpoint_callbacks(run), epochs=3)
+    assert torch.load(run.checkpoint("last"), weights_only=True)["epoch"] == 0
+
+
+def test_the_term_that_broke_is_named_though_it_spoils_the_others(fit, make_module, terms, tmp_path):
+    run = Run(tmp_path)
+    losses = terms("ce") | {"spoiled": LossTerm(Spoiled(step=0, value=float("nan")))}
+    with pytest.raises(NdkdError, match="^loss spoiled became nan in epoch 0, there is no checkpoint yet; lower the"):
+        fit(make_module(losses), *checkpoint_callbacks(run))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+def test_baseline_reads_no_teacher(fit, make_module, terms):
+    module = make_module(terms("ce", kd=0.0), teacher=ModelConfig("cifar/resnet8", checkpoint="nowhere.pth"))
+    fit(module)
+    assert module.teacher is None
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_evaluation_needs_no_teacher(make_module, make_trainer, terms, tiny_data, command):
+    module = make_module(terms("kd", "nd"), teacher=ModelConfig("cifar/resnet8", checkpoint="nowhere.pth"))
+    assert getattr(make_trainer(), command)(module, datamodule=tiny_data())
+    assert module.teacher is None
+
+
+def test_teacher_is_frozen_and_all_else_is_trained(fit, make_module, terms, teacher_checkpoint):
+    module, watch = make_module(terms("ce", "kd", "nd", "review"), narrow=True), Watch()
+    trainer = fit(module, watch, epochs=2)
+    assert_equal(module.teacher.model.state_dict(), torch.load(teacher_checkpoint, weights_only=True))
+    assert set(watch.modes) == {(True, False)}
+    assert all(p.grad is None and not p.requires_grad for p in module.teacher.parameters())
+    names = {f"teacher.{name}" for name, _ in (*module.teacher.named_parameters(), *module.teacher.named_buffers())}
+    assert set(module._ddp_params_and_buffers_to_ignore) == names | {"class_means"}
+    trained = [*module.student.parameters(), *module.projector.parameters(), *module.loss_modules.parameters()]
+    in_optimizer = trainer.optimizers[0].param_groups[0]["params"]
+    assert {id(p) for p in in_optimizer} == {id(p) for p in trained}
+    assert [(p.in_features, p.out_features) for p in module.projector if isinstance(p, nn.Linear)] == [(16, 64)]
+    assert len(list(module.loss_modules["review"].fusions)) == 4
+    assert not [name for name, tensor in module.student.state_dict().items() if torch.equal(tensor, watch.start[name])]
+
+
+@pytest.fixture
+def ready_models():
+    """A narrow student, handed out in evaluation mode, and a teacher."""
+    torch.manual_seed(0)
+    return build_model("cifar/resnet8", 10, widths=[8, 8, 8, 16]).eval(), build_model("cifar/resnet8", 10)
+
+
+def test_ready_models_and_a_plain_loader(fit, terms, ready_models):
+    student, teacher = ready_models
+    module, watch = DistillationModule(student, terms("ce", "kd", "nd"), teacher), Watch()
+    loaders = {"train_dataloaders": foreign_loader(shuffle=True), "val_dataloaders": foreign_loader(10)}
+    trainer = fit(module, watch, loaders=loaders)
+    assert set(watch.modes) == {(True, False)}
+    assert module.student.model is student
+    images, target = next(iter(DataLoader(foreign_loader().dataset, 20)))
+    embedding = module.teacher(images).embedding
+    means = torch.stack([embedding[target == k].mean(dim=0) for k in range(10)])
+    torch.testing.assert_close(module.class_means, means, rtol=1e-5, atol=1e-6)
+    assert {"train/nd", "val/acc1", "val/acc5"} <= set(trainer.callback_metrics)
+
+
+def test_checkpoint_of_ready_models(fit, terms, ready_models, tmp_path):
+    student, teacher = ready_models
+    run, module = Run(tmp_path), DistillationModule(student, terms("ce", "nd"), teacher)
+    loaders = {"train_dataloaders": foreign_loader(), "val_dataloaders": foreign_loader(10)}
+    fit(module, *checkpoint_callbacks(run), loaders=loaders)
+    content = torch.load(run.checkpoint("last"), weights_only=True)
+    assert {key.split(".")[0] for key in content["state_dict"]} == {"student", "projector", "class_means"}
+    other = build_model("cifar/resnet8", 10, widths=[8, 8, 8, 16])
+    loaded = DistillationModule.load_from_checkpoint(run.checkpoint("last"), student=other, weights_only=True)
+    assert_equal(loaded.student.model.state_dict(), student.state_dict())
+
+
+def test_a_ready_extractor_is_used_as_it_is(fit, make_module, terms):
+    extractor = FeatureExtractor(build_model("cifar/resnet8", 10), mean=[0.5] * 3, std=[0.5] * 3)
+    module = make_module(terms("ce"), student=extractor.eval())
+    fit(module)
+    assert module.student is extractor
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_channels_last(fit, make_module, terms, channels_last):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    layouts = []
+    model = build_model("cifar/resnet8", 10)
+    model.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=memory_format))
+    )
+    module = make_module(terms("ce", "kd"), student=model, channels_last=channels_last)
+    fit(module)
+    weights = [module.student.model.layer2[0].conv1.weight, module.teacher.model.layer2[0].conv1.weight]
+    assert all(weight.is_contiguous(memory_format=memory_format) for weight in weights)
+    assert layouts
+    assert all(layouts)
+
+
+def test_a_model_that_views(fit, make_module, terms):
+    message = "^a model cannot work on channels-last images: set channels_last: false$"
+    with pytest.raises(NdkdError, match=message):
+        fit(make_module(terms("ce"), student=Viewing()))
+    trainer = fit(make_module(terms("ce"), student=Viewing(), channels_last=False))
+    assert "val/acc1" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize(("interval", "rate"), [("epoch", 0.5**2), ("step", 0.5**6)])
+def test_lr_interval(fit, make_module, terms, interval, rate):
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    module = make_module(terms("ce"), lr=1.0, lr_scheduler=schedule, lr_interval=interval)
+    metrics = fit(module, epochs=3).callback_metrics
+    assert metrics["lr"].item() == rate  # at the start of the last epoch, after two epochs of three steps
+
+
+# ---- metrics ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_metrics(fit, make_module, terms, tiny_data, num_classes):
+    data = tiny_data(num_classes=num_classes, val_size=19)
+    module = make_module(terms("ce"))
+    trainer = fit(module, data=data)
+    images, target = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    logits = module.eval().student(images).logits.detach()
+    ranked = logits.argsort(dim=1, descending=True)
+    hits = ranked == target[:, None]
+    wanted = {"acc1": hits[:, 0].float().mean()}
+    if num_classes > 5:
+        wanted["acc5"] = hits[:, :5].any(dim=1).float().mean()
+    wanted["cross_entropy"] = F.cross_entropy(logits, target)
+    found = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert found.keys() == {f"val/{name}" for name in wanted}
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[f"val/{name}"], value)
+    tested = trainer.test(module, datamodule=data, verbose=False)[0]
+    assert tested == {name.replace("val/", "test/"): pytest.approx(value.item()) for name, value in found.items()}
+
+
+def test_epoch_means_of_the_losses(fit, make_module, terms):
+    losses = terms("ce", kd=3.0)
+    values = {name: [] for name in losses}
+    for name, term in losses.items():
+        term.loss.register_forward_hook(lambda *args, kept=values[name]: kept.append(args[-1].item()))
+    metrics = fit(make_module(losses), epochs=2).callback_metrics
+    means = {name: sum(kept[3:]) / 3 for name, kept in values.items()}  # three steps an epoch, the last epoch's
+    assert metrics["train/ce"].item() == pytest.approx(means["ce"])
+    assert metrics["train/kd"].item() == pytest.approx(means["kd"])
+    assert metrics["train/loss"].item() == pytest.approx(means["ce"] + 3 * means["kd"])
+    assert metrics["lr"].item() == pytest.approx(0.1)
+
+
+def test_predictions(fit, make_module, terms, tiny_data):
+    data, module = tiny_data(), make_module(terms("ce"))
+    rows = [row for batch in fit(module, data=data).predict(module, datamodule=data) for row in batch]
+    images, target = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    confidence, predicted = module.eval().student(images).logits.softmax(dim=1).max(dim=1)
+    assert [row["prediction"] for row in rows] == [f"class {k}" for k in predicted]
+    assert [row["target"] for row in rows] == [f"class {k}" for k in target]
+    assert [row["confidence"] for row in rows] == pytest.approx(confidence.tolist(), abs=1e-5)
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(fit, make_module, terms, tmp_path):
+    """A module with a projector and fusions, and the file of its last checkpoint."""
+    run, module = Run(tmp_path), make_module(terms("ce", "kd", "nd", "review"), narrow=True)
+    fit(module, *checkpoint_callbacks(run))
+    return module, run.checkpoint("last")
+
+
+def is_primitive(value):
+    if isinstance(value, dict):
+        return all(is_primitive(part) for part in (*value, *value.values()))
+    if isinstance(value, list):
+        return all(map(is_primitive, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def test_content_of_a_checkpoint(trained):
+    module, file = trained
+    content = torch.load(file, weights_only=True)
+    parts = {key.split(".")[0] for key in content["state_dict"]}
+    assert parts == {"student", "projector", "loss_modules", "class_means"}
+    torch.testing.assert_close(content["state_dict"]["class_means"], module.class_means, rtol=0, atol=0)
+    stored = content["hyper_parameters"]
+    assert is_primitive(stored)
+    assert stored["format"] == 1
+    assert stored["num_classes"] == 10
+    assert stored["class_names"] == [f"class {k}" for k in range(10)]
+    assert stored["student"]["name"] == "cifar/resnet8"
+    assert stored["student"]["kwargs"] == {"widths": [8, 8, 8, 16]}
+    assert stored["student"]["mean"] == [0.4, 0.5, 0.6]
+    assert stored["student"]["std"] == [0.2, 0.3, 0.2]
+
+
+def test_loading_needs_no_teacher_and_no_losses(trained, tiny_data):
+    module, file = trained
+    loaded = DistillationModule.load_from_checkpoint(file, weights_only=True)
+    assert loaded.teacher is None
+    images = next(iter(tiny_data().val_dataloader()))[0]
+    logits = [m.eval().student(images.to(memory_format=torch.channels_last)).logits for m in (module, loaded)]
+    assert torch.equal(*logits)
+    assert torch.equal(loaded.class_means, module.class_means)
+    assert loaded.hparams["class_names"] == [f"class {k}" for k in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (ModelConfig("cifar/resnet14", kwargs={"widths": [8, 8, 8, 16]}),
+         "the checkpoint does not fit the model; missing: student.model.layer1.1.conv1.weight, "),
+        (ModelConfig("cifar/resnet8", kwargs={"widths": [8, 8, 8, 24]}),
+         "the checkpoint does not fit the model; wrongly shaped: student.model.layer3.0.conv1.weight (16, 8, 3, 3) "
+         "instead of (24, 8, 3, 3), "),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_checkpoint_of_another_architecture(
+    trained, make_module, make_trainer, terms, tiny_data, student, message, command
+):
+    module = make_module(terms("ce"), student=student)
+    entry = getattr(make_trainer(epochs=2), command)
+    with pytest.raises(NdkdError, match=f"^{re.escape(message)}"):
+        entry(module, datamodule=tiny_data(), ckpt_path=trained[1], weights_only=True)
+
+
+def test_configuration_that_differs_from_the_checkpoint(trained, make_module, make_trainer, terms, tiny_data, capsys):
+    kwargs, taps = {"widths": [8, 8, 8, 16]}, ["layer1", "layer2", "layer3", "avgpool"]
+    for mean, said in (
+        (None, ""),
+        (
+            [0.5, 0.5, 0.5],
+            "ndkd: student.mean is [0.5, 0.5, 0.5] in the configuration, [0.4, 0.5, 0.6] in the checkpoint\n",
+        ),
+    ):
+        config = ModelConfig("cifar/resnet8", taps=taps, mean=mean, std=mean and [0.2, 0.3, 0.2], kwargs=kwargs)
+        module = make_module(terms("ce"), student=config)
+        make_trainer().test(module, datamodule=tiny_data(), ckpt_path=trained[1], weights_only=True, verbose=False)
+        assert capsys.readouterr().out == said
+    assert module.student.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+class Shuffled(L.Callback):
+    """Uses up random numbers before training, as another process would have."""
+
+    def on_train_start(self, trainer, pl_module):
+        torch.rand(7)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_resume_is_bit_identical(fit, make_module, terms, tiny_data, tmp_path, stopped_after):
+    schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[1, 2])
+
+    def run(folder, epochs, *callbacks, ckpt_path=None):
+        module = make_module(terms("ce", "kd", "nd", "review"), narrow=True, lr_scheduler=schedule)
+        callbacks = (*checkpoint_callbacks(Run(tmp_path / folder)), *callbacks)
+        trainer = fit(module, *callbacks, data=tiny_data(pad=1), epochs=epochs, ckpt_path=ckpt_path)
+        return module.state_dict(), dict(trainer.callback_metrics), trainer.optimizers[0].state_dict()["state"]
+
+    unbroken = run("unbroken", 3)
+    run("resumed", stopped_after)
+    resumed = run("resumed", 3, Shuffled(), ckpt_path=Run(tmp_path / "resumed").checkpoint("last"))
+    assert_equal(unbroken[0], resumed[0])
+    assert_equal(unbroken[1], resumed[1])
+    for number, state in unbroken[2].items():
+        assert_equal(state, resumed[2][number])
