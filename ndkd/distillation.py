@@ -88,8 +88,9 @@ class DistillationModule(L.LightningModule):
         class_names: list[str] | None = None,
     ):
         super().__init__()
-        self.student_source = ModelConfig(**student) if isinstance(student, dict) else student
-        self.teacher_source = ModelConfig(**teacher) if isinstance(teacher, dict) else teacher
+        # in a dictionary, so that a ready model is not registered a second time
+        self.sources = {"student": student, "teacher": teacher}
+        self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in self.sources.items()}
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -107,10 +108,11 @@ class DistillationModule(L.LightningModule):
     def configure_model(self) -> None:
         """Build student, teacher, projector and losses, and check that every input of every term is provided."""
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
-        if self.student is None:
-            self._build_student()
-        if fitting and self.loss_modules is None:
-            self._build_for_training()
+        with torch.device("cpu"):  # on a GPU the same seed would draw another student
+            if self.student is None:
+                self._build_student()
+            if fitting and self.loss_modules is None:
+                self._build_for_training()
 
     def _build_student(self) -> None:
         data = getattr(self._trainer, "datamodule", None)
@@ -121,10 +123,10 @@ class DistillationModule(L.LightningModule):
         self.seed = run_seed()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.student = self._extractor(self.student_source, data).to(memory_format=self.memory_format)
+            self.student = self._extractor(self.sources["student"], data).to(memory_format=self.memory_format)
         self.hparams["num_classes"] = self.student.num_classes
-        if isinstance(self.student_source, ModelConfig):
-            self.hparams["student"] = _portable(self.student_source, self.student)
+        if isinstance(self.sources["student"], ModelConfig):
+            self.hparams["student"] = _portable(self.sources["student"], self.student)
         accuracies = {"acc1": MulticlassAccuracy(self.student.num_classes, average="micro", validate_args=False)}
         if self.student.num_classes > 5:
             accuracies["acc5"] = MulticlassAccuracy(
@@ -159,10 +161,10 @@ class DistillationModule(L.LightningModule):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
 
     def _build_teacher(self, used: set[str]) -> None:
-        if self.teacher_source is None:
+        source = self.sources["teacher"]
+        if source is None:
             wanted = ", ".join(sorted(used - {"student.logits", "target"}))
             raise NdkdError(f"the losses want {wanted}, but there is no teacher: set teacher.name, teacher.checkpoint")
-        source = self.teacher_source
         if isinstance(source, ModelConfig) and not (source.checkpoint or source.pretrained or ":" in source.name):
             raise NdkdError(
                 f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true"
@@ -193,7 +195,7 @@ class DistillationModule(L.LightningModule):
             shape = next(iter(loader))[0].shape[1:]
         images, target = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long)
         was_training = self.training
-        self.eval()
+        self.cpu().eval()
         try:
             with torch.no_grad():
                 return self.forward_pair((images, target))
@@ -242,7 +244,7 @@ class DistillationModule(L.LightningModule):
     def update_metrics(self, output: StepOutput) -> None:
         """Add a batch to the metrics of an evaluation."""
         self.metrics.update(output.student.logits, output.target)
-        self.cross_entropy.update(F.cross_entropy(output.student.logits.float(), output.target), len(output.target))
+        self.cross_entropy.update(F.cross_entropy(output.student.logits.float(), output.target, reduction="none"))
 
     def predict_rows(self, output: StepOutput) -> list[dict[str, Any]]:
         """One row per image for ``ndkd predict``."""
@@ -256,6 +258,7 @@ class DistillationModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         seed_torch(self.seed, self.current_epoch, self.global_rank)  # dropout and the like: the same after a resume
         self._loss_sums = torch.zeros(len(self.losses) + 1, device=self.device)
+        self._finite_steps = torch.zeros_like(self._loss_sums)
         self._steps = 0
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -266,6 +269,7 @@ class DistillationModule(L.LightningModule):
         total = sum(factor * value for factor, value in zip(factors, values, strict=True))
         # summed on the device and read once an epoch: logging every step costs more than a GPU's step
         self._loss_sums += torch.stack([total, *values]).detach()
+        self._finite_steps += self._loss_sums.isfinite()
         self._steps += 1
         return total
 
@@ -276,21 +280,22 @@ class DistillationModule(L.LightningModule):
             raise NdkdError(f"loss {name}: {error}") from error
 
     def on_train_epoch_end(self) -> None:
-        means = self.trainer.strategy.reduce(self._loss_sums / max(1, self._steps), reduce_op="mean").tolist()
+        sums = torch.stack([self._loss_sums, self._finite_steps]) / max(1, self._steps)
+        means, finite_share = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
         names = ["loss", *self.losses]
-        self.check_finite(dict(zip(names, means, strict=True)))
+        self._check_finite(names, means, finite_share)
         self.log_dict({f"train/{name}": mean for name, mean in zip(names, means, strict=True)}, rank_zero_only=True)
         self.log("lr", self._lr, rank_zero_only=True)
 
-    def check_finite(self, losses: dict[str, float]) -> None:
-        """Raise ``NdkdError`` naming the first loss term that is not a finite number."""
-        bad = [name for name, value in losses.items() if not abs(value) < float("inf")]
-        if bad:
-            name = bad[-1] if bad == ["loss"] else next(name for name in bad if name != "loss")
+    def _check_finite(self, names: list[str], means: list[float], finite_share: list[float]) -> None:
+        """Raise ``NdkdError`` naming the term that was the first not to be a finite number; it spoils the others."""
+        first = min(range(len(names)), key=lambda k: (finite_share[k], k == 0))  # the total is no term
+        if finite_share[first] < 1:
             epoch = self.current_epoch
             kept = f"the last checkpoint is of epoch {epoch - 1}" if epoch else "there is no checkpoint yet"
             raise NdkdError(
-                f"loss {name} became {losses[name]} in epoch {epoch}, {kept}; lower the learning rate or its weight"
+                f"loss {names[first]} became {means[first]} in epoch {epoch}, {kept}; "
+                "lower the learning rate or its weight"
             )
 
     # ---- evaluation -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ def one_of(name: str, known: list[str], most: int = 5) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    near = near or [other for other in known if name.lower() in other.lower()][:most]
     if near:
         return f"did you mean {', '.join(near)}?"
     return f"known: {', '.join(known[: 4 * most])}{', …' if len(known) > 4 * most else ''}"

@@ -13,7 +13,8 @@ def run_seed() -> int:
 
 def generator(seed: int, *numbers: int) -> np.random.Generator:
     """A NumPy generator for a seed and any further numbers (epoch, rank)."""
-    return np.random.default_rng([seed, *numbers])
+    # with their count, since NumPy ignores trailing zeros: order and augmentation would draw the same numbers
+    return np.random.default_rng([seed, len(numbers), *numbers])
 
 
 def seed_torch(seed: int, *numbers: int) -> None:

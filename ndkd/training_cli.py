@@ -1,6 +1,7 @@
 """fit, validate, test and predict: Lightning's command line, with run folders and one-line errors."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -78,6 +79,12 @@ class TrainingCLI(LightningCLI):
 
     def _check_run_folder(self, resume: str | None) -> None:
         folder = self.run_folder
+        above = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise NdkdError(
+                f"run folder {folder.path} cannot be made: {above} is not a folder to write in; choose another with "
+                "--run_dir DIR"
+            )
         if folder.is_used and resume is None:
             raise NdkdError(
                 f"run folder {folder.path} holds a run: continue it with --ckpt_path last, or start afresh elsewhere "

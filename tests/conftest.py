@@ -1,12 +1,14 @@
 """What the tests of training share: a tiny teacher, tiny images, and a quiet way to fit."""
 
 import logging
+import sys
 from functools import partial
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from command import REPOSITORY, SHORT, ndkd
 from lightning.pytorch.callbacks import Checkpoint
 
 from ndkd.callbacks import ClassMeans
@@ -157,3 +159,16 @@ def fit(make_trainer, tiny_data, monkeypatch):
         return trainer
 
     return run
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the shipped configs and a teacher trained for one epoch, as the working directory."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["ndkd"])
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        assert ndkd("fit", "--config", "configs/digits/teacher.yaml", *SHORT, "--trainer.max_epochs=1")[0] == 0
+        yield folder

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_cli import REPOSITORY, ndkd, workplace  # noqa: F401  (the fixture)
+from command import REPOSITORY, ndkd
 
 from ndkd.runs import Run
 
@@ -14,7 +14,7 @@ METHODS = sorted((REPOSITORY / "configs" / "digits").glob("*++.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_config_takes_a_step(config, workplace, monkeypatch):  # noqa: F811
+def test_config_takes_a_step(config, workplace, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     configs = ["configs/digits/student.yaml", config] if config.startswith("configs/loggers/") else [config]
     options = [part for name in configs for part in ("--config", name)]
@@ -30,7 +30,7 @@ def resolved(config, *options):
     return yaml.safe_load(out)
 
 
-def test_digits_configs_differ_in_teacher_and_losses_alone(workplace):  # noqa: F811
+def test_digits_configs_differ_in_teacher_and_losses_alone(workplace):
     student = resolved("configs/digits/student.yaml")
     for file in METHODS:
         config = resolved(f"configs/digits/{file.name}")
@@ -40,7 +40,7 @@ def test_digits_configs_differ_in_teacher_and_losses_alone(workplace):  # noqa: 
         assert config == student, file.name
 
 
-def test_kd_is_kdpp_with_nd_at_zero(workplace):  # noqa: F811
+def test_kd_is_kdpp_with_nd_at_zero(workplace):
     plain, plus = (resolved(f"configs/digits/{name}.yaml")["model"]["init_args"] for name in ("kd", "kd++"))
     del plus["losses"]["nd"]
     assert plain == plus
@@ -54,7 +54,7 @@ def readme_commands():
     return [command for command in commands if command.startswith("ndkd ")]
 
 
-def test_readme_commands_run(workplace):  # noqa: F811
+def test_readme_commands_run(workplace):
     """In README's order; training is cut to one epoch of 40 images."""
     commands = readme_commands()
     assert len(commands) >= 4

@@ -34,8 +34,8 @@ class DigitsDataModule(L.LightningDataModule):
     num_classes = 10
     class_names = tuple("0123456789")
     image_shape = (3, 32, 32)
-    mean = (0.306, 0.306, 0.306)
-    std = (0.335, 0.335, 0.335)
+    mean = (0.305, 0.305, 0.305)
+    std = (0.324, 0.324, 0.324)
 
     def __init__(self, train_size: int | None = None, val_size: int = 200, batch_size: int = 64, pad: int = 3):
         super().__init__()

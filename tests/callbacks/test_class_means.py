@@ -159,8 +159,8 @@ def test_cache_holds_no_half_written_file(fit, make_module, terms, tmp_path, mon
 def test_cache_of_data_without_a_fingerprint(fit, make_module, terms, tmp_path):
     loader = DataLoader(TensorDataset(torch.rand(10, 3, 8, 8), torch.arange(10)), batch_size=5)
     message = "^class_means.cache_dir: this data has no fingerprint to tell it by; leave cache_dir out$"
+    module = make_module(terms("nd"), num_classes=10)
     with pytest.raises(NdkdError, match=message):
-        module = make_module(terms("nd"), num_classes=10)
         start(fit, module, ClassMeans(cache_dir=tmp_path), loaders={"train_dataloaders": loader})
 
 

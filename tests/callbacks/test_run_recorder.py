@@ -1,0 +1,110 @@
+"""What the recorder keeps of a run."""
+
+import json
+import re
+import subprocess
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+
+from ndkd.callbacks import RunRecorder, checkpoint_callbacks
+from ndkd.callbacks.run_recorder import git_commit, versions
+from ndkd.runs import Run
+
+
+class Break(L.Callback):
+    """Raises at the end of an epoch's batches."""
+
+    def __init__(self, epoch, error):
+        self.epoch, self.error = epoch, error
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == self.epoch:
+            raise self.error
+
+
+@pytest.fixture
+def record(fit, make_module, terms, tmp_path):
+    """Fit with a recorder and checkpoints: the run, the module, the data."""
+
+    def go(*callbacks, data, **options):
+        run, module = Run(tmp_path / "run"), make_module(terms("ce", "kd"))
+        fit(module, *callbacks, RunRecorder(run, "seed: 0\n"), *checkpoint_callbacks(run), data=data, **options)
+        return run, module
+
+    return go
+
+
+def test_a_row_per_epoch_and_the_predictions(record, tiny_data):
+    data = tiny_data(val_size=19)
+    run, module = record(data=data, epochs=2)
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["step"] for row in rows] == ["3", "6"]
+    assert {"train/loss", "train/ce", "train/kd", "lr", "val/acc1", "val/acc5", "val/cross_entropy"} <= rows[0].keys()
+    assert 0 < float(rows[0]["seconds"]) < float(rows[1]["seconds"])
+    images, target = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    confidence, predicted = module.eval().student(images).logits.softmax(dim=1).max(dim=1)
+    kept = run.read_epoch("predictions", 1)
+    assert np.array_equal(kept["target"], target.numpy())
+    assert np.array_equal(kept["prediction"], predicted.numpy())
+    np.testing.assert_allclose(kept["confidence"], confidence.detach().numpy(), atol=1e-3)
+    assert (kept["target"] == kept["prediction"]).mean() == pytest.approx(float(rows[1]["val/acc1"]))
+
+
+def test_status_of_a_finished_run(record, tiny_data):
+    run, _ = record(data=tiny_data())
+    status = run.status()
+    assert status["state"] == "finished"
+    assert status["versions"] == versions()
+    assert status["seconds"] > 0
+    assert {"command", "machine"} <= status.keys()
+    assert run.config.read_text() == "seed: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message"),
+    [(RuntimeError("out of memory\nmore"), "failed", "out of memory"), (KeyboardInterrupt(), "interrupted", "")],
+)
+def test_status_of_a_broken_run(record, tiny_data, error, state, message, tmp_path):
+    with pytest.raises((RuntimeError, SystemExit)):
+        record(Break(1, error), data=tiny_data(), epochs=3)
+    run = Run(tmp_path / "run")
+    assert (run.status()["state"], run.status()["error"]) == (state, message)
+    assert [row["epoch"] for row in run.metrics()] == ["0"]
+    assert torch.load(run.checkpoint("last"), weights_only=True)["epoch"] == 0
+
+
+def test_best_is_the_epoch_of_the_best_validation_accuracy(record, tiny_data):
+    run, _ = record(data=tiny_data(), epochs=4)
+    accuracies = [float(row["val/acc1"]) for row in run.metrics()]
+    assert torch.load(run.checkpoint("best"), weights_only=True)["epoch"] == int(np.argmax(accuracies))
+    assert torch.load(run.checkpoint("last"), weights_only=True)["epoch"] == 3
+    assert sorted(file.name for file in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_commit_is_marked_where_files_differ(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    assert git_commit() == head
+    (tmp_path / "file").write_text("2")
+    assert git_commit() == f"{head}-dirty"
+
+
+def test_versions_are_primitives():
+    found = versions()
+    assert re.fullmatch(r"3\.\d+\.\d+.*", found["python"])
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert json.loads(json.dumps(found)) == found

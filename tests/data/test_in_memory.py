@@ -1,0 +1,131 @@
+"""Batches of small images: which ones, in which order, augmented how."""
+
+import numpy as np
+import pytest
+import torch
+
+from ndkd.data.in_memory import InMemoryLoader
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
+TARGET = np.arange(23)
+
+
+def loader(**options):
+    return InMemoryLoader(IMAGES, TARGET, **({"batch_size": 8} | options))
+
+
+def epoch(batches, number=0):
+    """Images and targets of one epoch."""
+    batches.sampler.set_epoch(number)
+    images, target = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(target)
+
+
+def as_floats(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+
+
+def test_plain_images_in_order():
+    images, target = epoch(loader())
+    assert torch.equal(images, as_floats(IMAGES))
+    assert torch.equal(target, torch.from_numpy(TARGET))
+    assert target.dtype == torch.int64
+
+
+def test_batches_are_channels_last_and_the_last_is_smaller():
+    batches = loader()
+    assert len(batches) == 3
+    assert [len(target) for _, target in batches] == [8, 8, 7]
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in batches)
+
+
+@pytest.mark.parametrize(("shuffle", "sizes"), [(True, [11, 11]), (False, [11, 11, 1])])
+def test_a_last_batch_of_one_image_is_left_out_in_training(shuffle, sizes):
+    assert [len(target) for _, target in loader(shuffle=shuffle, batch_size=11)] == sizes
+    assert len(loader(shuffle=shuffle, batch_size=11)) == len(sizes)
+
+
+def test_crops_are_windows_of_the_padded_image():
+    pad, seen = 2, set()
+    padded = np.pad(IMAGES, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    for number in range(20):
+        images, _ = epoch(loader(pad=pad), number)
+        for index, image in enumerate(images):
+            windows = {
+                (y, x): as_floats(padded[index : index + 1, y : y + 6, x : x + 5])[0]
+                for y in range(5)
+                for x in range(5)
+            }
+            where = [offset for offset, window in windows.items() if torch.equal(window, image)]
+            assert len(where) == 1
+            seen.update(where)
+    assert seen == {(y, x) for y in range(5) for x in range(5)}
+
+
+def test_about_half_are_flipped():
+    flipped = 0
+    for number in range(40):
+        images, _ = epoch(loader(flip=True), number)
+        for image, plain in zip(images, as_floats(IMAGES), strict=True):
+            assert torch.equal(image, plain) or torch.equal(image, plain.flip(-1))
+            flipped += torch.equal(image, plain.flip(-1))
+    assert 0.44 < flipped / (40 * 23) < 0.56
+
+
+def test_the_images_themselves_stay_as_they_are():
+    before = IMAGES.copy()
+    epoch(loader(pad=1, flip=True, shuffle=True))
+    assert np.array_equal(IMAGES, before)
+
+
+def test_a_seed_and_an_epoch_give_the_same_batches_whatever_was_drawn_before():
+    options = {"shuffle": True, "pad": 2, "flip": True}
+    resumed, unbroken = loader(seed=3, **options), loader(seed=3, **options)
+    epoch(unbroken, 0)
+    np.random.rand()
+    torch.rand(1)
+    for left, right in zip(epoch(unbroken, 1), epoch(resumed, 1), strict=True):
+        assert torch.equal(left, right)
+    for other in (epoch(loader(seed=3, **options), 2), epoch(loader(seed=4, **options), 1)):
+        assert not torch.equal(other[1], epoch(resumed, 1)[1])
+
+
+def test_every_image_once_an_epoch():
+    for number in range(3):
+        assert sorted(epoch(loader(shuffle=True), number)[1].tolist()) == TARGET.tolist()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_the_images(shuffle):
+    shards = [epoch(loader(shuffle=shuffle, rank=rank, world_size=3))[1].tolist() for rank in range(3)]
+    together = [index for shard in shards for index in shard]
+    assert len(set(together)) == len(together)
+    if shuffle:  # equally many steps on every rank
+        assert [len(shard) for shard in shards] == [7, 7, 7]
+        alone = epoch(loader(shuffle=True))[1].tolist()
+        assert [index for step in zip(*shards, strict=True) for index in step] == alone[:21]
+    else:  # each image exactly once
+        assert sorted(together) == TARGET.tolist()
+
+
+def test_ranks_augment_differently():
+    same = InMemoryLoader(IMAGES[:1].repeat(20, 0), np.zeros(20), 20, pad=2, seed=1)
+    other = InMemoryLoader(IMAGES[:1].repeat(20, 0), np.zeros(20), 20, pad=2, seed=1, rank=1, world_size=2)
+    assert not torch.equal(epoch(same)[0][:10], epoch(other)[0])
+
+
+def test_fingerprint_changes_with_images_targets_and_augmentation():
+    changed = IMAGES.copy()
+    changed[-1, -1, -1, -1] ^= 1
+    others = [
+        InMemoryLoader(changed, TARGET, 8),
+        InMemoryLoader(IMAGES, TARGET[::-1], 8),
+        loader(pad=1),
+        loader(flip=True),
+        loader(pad=1, seed=1),
+    ]
+    prints = [loader().fingerprint(), *(other.fingerprint() for other in others)]
+    assert len(set(prints)) == len(prints)
+    for same in (loader(shuffle=True), loader(batch_size=3), loader(rank=1, world_size=2), loader(seed=1)):
+        assert same.fingerprint() == prints[0]

@@ -1,0 +1,105 @@
+"""A file imports only from lower floors, and heavy packages only where they are needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ndkd"
+FILES = {
+    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
+
+# what the files under a name may import: parts of ndkd, and packages that are not of the standard library
+BASE = {"ndkd.errors"}
+FLOORS = {
+    "ndkd.losses": (set(), {"torch"}),
+    "ndkd.models.output": (set(), {"torch"}),
+    "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors"}),
+    "ndkd.seeds": (set(), {"torch", "numpy"}),
+    "ndkd.runs": (set(), {"numpy"}),
+    "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn"}),
+    "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
+    "ndkd.callbacks": (
+        {*BASE, "ndkd.runs"},
+        {"torch", "lightning", "numpy", "safetensors", "tqdm"},
+    ),
+    "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
+    "ndkd.errors": (set(), set()),
+    "ndkd.parser_errors": (BASE, set()),
+    "ndkd.training_cli": ({"ndkd"}, {"lightning", "jsonargparse"}),
+    "ndkd.cli": ({*BASE, "ndkd.training_cli"}, set()),
+    "ndkd.__main__": ({"ndkd.cli"}, set()),
+    "ndkd": (set(), set()),
+}
+
+
+def floor_of(module):
+    """The longest name in FLOORS that the module lies under."""
+    return max((name for name in FLOORS if is_under(module, name)), key=len)
+
+
+def is_under(module, name):
+    return module == name or module.startswith(f"{name}.")
+
+
+def imports(file):
+    """Modules that a file imports, anywhere in it; of a package's own names, the modules that hold them."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & FILES.keys()) or {node.module}
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_only_from_lower_floors(module):
+    own = floor_of(module)
+    parts, packages = FLOORS[own]
+    for imported in imports(FILES[module]):
+        if imported.startswith("ndkd"):
+            allowed = own != "ndkd" and is_under(imported, own) or any(is_under(imported, part) for part in parts)
+            assert allowed or (module, imported) == ("ndkd.cli", "ndkd"), f"{module} imports {imported}"
+        elif (package := imported.partition(".")[0]) not in sys.stdlib_module_names:
+            assert package in packages, f"{module} imports {package}"
+
+
+def test_the_module_names_no_concrete_loss():
+    text = FILES["ndkd.distillation"].read_text()
+    import ndkd.losses
+
+    assert not [name for name in ndkd.losses.__all__ if name in text]
+
+
+@pytest.mark.parametrize(("module", "heavy"), [("ndkd.cli", "torch"), ("ndkd.losses", "torchvision")])
+def test_a_light_module_loads_nothing_heavy(module, heavy):
+    code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_size_of_the_whole():
+    """At most 3,500 lines of code, without blanks, comments and docstrings."""
+    assert sum(lines_of_code(file) for file in FILES.values()) <= 3500
+
+
+def lines_of_code(file):
+    tree = ast.parse(file.read_text())
+    kept = set()
+    for node in ast.walk(tree):
+        is_docstring = (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        )
+        if isinstance(node, ast.stmt) and not is_docstring:
+            # of a compound statement its header; its body are statements of their own
+            body = getattr(node, "body", None)
+            end = body[0].lineno - 1 if body else node.end_lineno
+            kept |= set(range(node.lineno, max(node.lineno, end) + 1))
+    blank = {n for n, line in enumerate(file.read_text().splitlines(), 1) if not line.strip() or line.strip()[0] == "#"}
+    return len(kept - blank)
