@@ -322,7 +322,8 @@ class DistillationModule(L.LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         values = {**self.metrics.compute(), "cross_entropy": self.cross_entropy.compute()}
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=False)
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=(stage, name) == ("val", "acc1"))
         self.metrics.reset()
         self.cross_entropy.reset()
 

@@ -1,4 +1,6 @@
-"""What several losses share: checks of their inputs, and the class-mean row of each sample."""
+"""What several losses share: checks of their inputs, unit vectors, and the class-mean row of each sample."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -53,10 +55,27 @@ def values_are_at_hand(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def in_float32(device: torch.device) -> AbstractContextManager:
+    """A context in which autocast does not turn products of float32 into half precision."""
+    supported = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if supported else nullcontext()
+
+
+def unit_vectors(vectors: Tensor, eps: float = 1e-8) -> Tensor:
+    """Rows of length 1, in float32; a row shorter than eps is 0 and has no gradient, instead of a huge one."""
+    vectors = vectors.float()
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    empty = norm < eps
+    return (vectors / norm.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+
+
 def target_means(class_means: Tensor, target: Tensor) -> Tensor:
     """The class mean that each sample is compared with, in float32.
 
     Class indices (N,) gather a row; soft labels (N, C) mix the rows, ``target @ class_means``.
     """
     class_means = class_means.float()
-    return target.float() @ class_means if target.is_floating_point() else class_means[target]
+    if not target.is_floating_point():
+        return class_means[target.long()]
+    with in_float32(target.device):
+        return target.float() @ class_means

@@ -35,11 +35,14 @@ def dist_loss(
     return (beta * within_samples + gamma * within_classes) * tau**2
 
 
-def _correlation(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
-    a = a - a.mean(dim=dim, keepdim=True)
-    b = b - b.mean(dim=dim, keepdim=True)
-    norms = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
-    return (a * b).sum(dim=dim) / (norms + eps)
+def _correlation(student: Tensor, teacher: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
+    s = student - student.mean(dim=dim, keepdim=True)
+    t = teacher - teacher.mean(dim=dim, keepdim=True)
+    s_norm, t_norm = torch.linalg.vector_norm(s, dim=dim), torch.linalg.vector_norm(t, dim=dim)
+    correlation = (s * t).sum(dim=dim) / (s_norm * t_norm + eps)
+    # a student that is constant but for rounding correlates with nothing; the quotient's gradient would be t / eps
+    rounding = torch.finfo(student.dtype).eps * torch.linalg.vector_norm(student.detach(), dim=dim)
+    return correlation.masked_fill(s_norm <= rounding, 0.0)
 
 
 class DISTLoss(nn.Module):

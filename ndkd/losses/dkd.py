@@ -51,8 +51,8 @@ def _split(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
     log_target = logits.masked_fill(~is_target, lowest).logsumexp(dim=1)
     others = logits.masked_fill(is_target, lowest)
     binary = torch.stack([log_target, others.logsumexp(dim=1)], dim=1).log_softmax(dim=1)
-    # the target's entry is the same in student and teacher and has probability 0: it adds nothing to the divergence
-    return binary, others.log_softmax(dim=1).masked_fill(is_target, lowest)
+    # the target's entry is the lowest number in student and teacher alike, of probability 0: it adds no divergence
+    return binary, others.log_softmax(dim=1)
 
 
 class DKDLoss(nn.Module):

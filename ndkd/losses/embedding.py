@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_class_means, check_floating, check_same_shape, check_target, target_means
+from ndkd.losses.common import (
+    check_class_means,
+    check_floating,
+    check_same_shape,
+    check_target,
+    in_float32,
+    target_means,
+    unit_vectors,
+)
 
 
 def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
@@ -16,13 +24,14 @@ def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, 
         student_embedding: s, (N, D).
         class_means: c, (C, D).
         target: class indices (N,), or soft labels (N, C), which mix the class means.
-        eps: smallest norm that is divided by.
+        eps: an embedding shorter than this counts as a constant 1, without a gradient.
 
     Raises:
         ValueError: shapes or types that do not fit, a target outside the classes, a class mean that is not finite.
     """
     _check_against_means(student_embedding, class_means, target)
-    return 1 - F.cosine_similarity(student_embedding.float(), target_means(class_means, target), dim=1, eps=eps).mean()
+    direction = unit_vectors(target_means(class_means, target))
+    return 1 - (unit_vectors(student_embedding, eps) * direction).sum(dim=1).mean()
 
 
 class CosineLoss(nn.Module):
@@ -49,7 +58,8 @@ def infonce_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor,
         ValueError: shapes or types that do not fit, a target outside the classes, a class mean that is not finite.
     """
     _check_against_means(student_embedding, class_means, target)
-    cosine = F.normalize(student_embedding.float(), dim=1) @ F.normalize(class_means.float(), dim=1).T
+    with in_float32(student_embedding.device):
+        cosine = unit_vectors(student_embedding) @ unit_vectors(class_means).T
     soft = target.is_floating_point()
     return F.cross_entropy(cosine / temperature, target.float() if soft else target.long())
 

@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ndkd.losses.common import check_class_means, check_same_shape, check_target, target_means
+from ndkd.losses.common import check_class_means, check_same_shape, check_target, target_means, unit_vectors
 
 
 def nd_loss(
@@ -37,7 +36,7 @@ def nd_loss(
     check_class_means(class_means, student_embedding.shape[1])
     check_target(target, len(student_embedding), len(class_means))
     student = student_embedding.float()
-    direction = F.normalize(target_means(class_means, target), dim=1, eps=eps)
+    direction = unit_vectors(target_means(class_means, target))
     student_norm = torch.linalg.vector_norm(student, dim=1)
     teacher_norm = torch.linalg.vector_norm(teacher_embedding.float(), dim=1)
     # torch.maximum would give the student half of the gradient at a tie

@@ -74,8 +74,9 @@ class AttentionFusion(nn.Module):
             deeper = F.interpolate(deeper, mixed.shape[2:], mode="nearest")
             own, other = self.attention(torch.cat([mixed, deeper], dim=1)).split(1, dim=1)
             mixed = mixed * own + deeper * other
-        resized = F.interpolate(mixed, self.out_size, mode="nearest") if mixed.shape[2:] != self.out_size else mixed
-        return self.widen(resized), mixed
+        if mixed.shape[2:] != self.out_size:
+            mixed = F.interpolate(mixed, self.out_size, mode="nearest")
+        return self.widen(mixed), mixed
 
 
 class ReviewKDLoss(nn.Module):
@@ -102,11 +103,13 @@ class ReviewKDLoss(nn.Module):
         """Make the fusion layers for the maps of two model outputs (of a dry forward)."""
         student_shapes = [tuple(m.shape[1:]) for m in student.feature_maps]
         teacher_shapes = [tuple(m.shape[1:]) for m in teacher.feature_maps]
-        if len(student_shapes) != len(teacher_shapes) or any(len(s) != 3 for s in student_shapes + teacher_shapes):
+        equally_many = 0 < len(student_shapes) == len(teacher_shapes)
+        if not equally_many or any(len(shape) != 3 for shape in student_shapes + teacher_shapes):
             raise ValueError(
                 "ReviewKD wants as many student taps as teacher taps, each a map (c, h, w), "
                 f"got {student_shapes} and {teacher_shapes}"
             )
+        self.fusions = nn.ModuleList()
         mid_channels = min(self.max_mid_channels, student_shapes[-1][0])
         for depth in reversed(range(len(student_shapes))):
             has_deeper = depth + 1 < len(student_shapes)

@@ -1,13 +1,12 @@
 """Weights from files, however they were saved."""
 
 import pickle
-import zipfile
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,11 +28,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise NdkdError(
-            f"checkpoint {path} is no plain weights file: {str(error).splitlines()[0]} Save its state_dict() instead"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise NdkdError(f"checkpoint {path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds a {found[1]}" if found else "it cannot be unpickled"
+        raise NdkdError(f"checkpoint {path} is no plain weights file: {why}. Save its state_dict() instead") from error
+    except Exception as error:  # damaged bytes raise errors of many kinds
+        why = f"{type(error).__name__} {error}".splitlines()[0]
+        raise NdkdError(f"checkpoint {path} is damaged or no checkpoint: {why}") from error
     if not isinstance(content, dict):
         raise NdkdError(f"checkpoint {path}: wanted a dictionary of tensors, got a {type(content).__name__}")
     return content

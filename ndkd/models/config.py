@@ -43,9 +43,16 @@ class ModelConfig:
         """
         content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
         model = build_model(self.name, num_classes, self.pretrained, **self.kwargs)
-        if content:
+        if self.checkpoint:
             load_weights(model, model_weights(content, model.state_dict()), f"checkpoint {self.checkpoint}")
-        stored = (content.get("hyper_parameters") or {}).get("student") or {}
-        known = [(self.mean, self.std), (stored.get("mean"), stored.get("std")), default_statistics(self.name, model)]
-        mean, std = next((pair for pair in known if pair and pair[0] and pair[1]), (mean, std))
+        known = [(self.mean, self.std), _stored_statistics(content), default_statistics(self.name, model)]
+        mean, std = next((pair for pair in known if pair and any(pair)), (mean, std))
         return FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
+
+
+def _stored_statistics(content: dict[str, Any]) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and standard deviation inside a checkpoint of ours; other programs keep other things there."""
+    found: Any = content
+    for key in ("hyper_parameters", "student"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return (found.get("mean"), found.get("std")) if isinstance(found, dict) else (None, None)

@@ -1,7 +1,6 @@
 """From a name to a model."""
 
 import importlib
-from urllib.error import URLError
 
 import torchvision
 from torch import nn
@@ -9,8 +8,6 @@ from torch import nn
 from ndkd.errors import NdkdError, one_of
 from ndkd.models.cifar import MODELS as CIFAR_MODELS
 from ndkd.models.features import find_classifier
-
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def build_model(name: str, num_classes: int, pretrained: bool = False, **kwargs) -> nn.Module:
@@ -31,10 +28,15 @@ def build_model(name: str, num_classes: int, pretrained: bool = False, **kwargs)
         10
     """
     family, _, model = name.partition("/")
-    if model and family in FAMILIES:
-        return FAMILIES[family](model, num_classes, pretrained, **kwargs)
-    if ":" in name:
-        return _from_callable(name, num_classes, pretrained, **kwargs)
+    try:
+        if model and family in FAMILIES:
+            return FAMILIES[family](model, num_classes, pretrained, **kwargs)
+        if ":" in name:
+            return _from_callable(name, num_classes, pretrained, **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise NdkdError(f"model {name} with kwargs {kwargs}: {error}") from error
     known = [f"cifar/{m}" for m in CIFAR_MODELS] + [f"torchvision/{m}" for m in _torchvision_names()]
     raise NdkdError(
         f"unknown model {name!r}; {one_of(name, known)} "
@@ -47,7 +49,10 @@ def default_statistics(name: str, model: nn.Module) -> tuple[tuple[float, ...], 
     timm_config = getattr(model, "pretrained_cfg", None)
     if name.startswith("timm/") and timm_config:
         return tuple(timm_config["mean"]), tuple(timm_config["std"])
-    return IMAGENET_STATISTICS if name.startswith("torchvision/") else None
+    if not name.startswith("torchvision/"):
+        return None
+    transforms = torchvision.models.get_model_weights(name.partition("/")[2]).DEFAULT.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
 
 
 def _from_zoo(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
@@ -61,27 +66,22 @@ def _from_zoo(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Mo
 def _from_torchvision(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
     if model not in _torchvision_names():
         raise NdkdError(f"unknown model 'torchvision/{model}'; {one_of(model, _torchvision_names())}")
-    built = torchvision.models.get_model(model, weights=None, num_classes=num_classes, **kwargs)
-    if pretrained:
-        weights = torchvision.models.get_model_weights(model).DEFAULT
-        try:
-            state = weights.get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError) as error:
-            file = weights.url.rsplit("/", 1)[-1]
-            raise NdkdError(
-                f"cannot download the weights of torchvision/{model} ({error}); get {weights.url} elsewhere and put it "
-                f"at $TORCH_HOME/hub/checkpoints/{file}, or give it as checkpoint"
-            ) from error
-        _load_but_for_classifier(built, state)
+    if not pretrained:
+        return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **kwargs)
+    weights = torchvision.models.get_model_weights(model).DEFAULT
+    try:
+        built = torchvision.models.get_model(model, weights=weights, **kwargs)
+    except (OSError, RuntimeError) as error:  # no network, or a damaged download
+        file = weights.url.rsplit("/", 1)[-1]
+        raise NdkdError(
+            f"cannot download the weights of torchvision/{model} ({error}); get {weights.url} elsewhere and put it "
+            f"at $TORCH_HOME/hub/checkpoints/{file}, or give it as checkpoint"
+        ) from error
+    for name in find_classifier(built):
+        layer = built.get_submodule(name)
+        if layer.out_features != num_classes:
+            built.set_submodule(name, nn.Linear(layer.in_features, num_classes))
     return built
-
-
-def _load_but_for_classifier(model: nn.Module, state: dict) -> None:
-    own = model.state_dict()
-    for key in (f"{name}.{kind}" for name in find_classifier(model) for kind in ("weight", "bias")):
-        if key in own and own[key].shape != state[key].shape:
-            state[key] = own[key]
-    model.load_state_dict(state)
 
 
 def _from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
@@ -94,6 +94,9 @@ def _from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.M
     try:
         return timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **kwargs)
     except Exception as error:
+        if "Invalid pretrained tag" in str(error):
+            tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
+            raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, tags)}") from error
         if not pretrained:
             raise
         raise NdkdError(
@@ -108,8 +111,10 @@ def _from_callable(name: str, num_classes: int, pretrained: bool, **kwargs) -> n
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise NdkdError(f"cannot find model {name!r}: {error}; is its package installed or on PYTHONPATH?") from error
+    if not callable(function):
+        raise NdkdError(f"model {name!r} is a {type(function).__name__}, wanted a function")
     return function(num_classes=num_classes, **kwargs)
 
 

@@ -15,7 +15,7 @@ HEADS = ("fc", "classifier", "head", "heads", "linear")
 class FeatureExtractor(nn.Module):
     """A classifier that returns a :class:`ModelOutput` for images in [0, 1].
 
-    The embedding is what enters the classifier layer, taken before a dropout directly in front of it.
+    The embedding is what enters the classifier layer, taken before an ``nn.Dropout`` directly in front of it.
 
     Args:
         model: maps normalised images (B, c, h, w) to logits (B, C).
@@ -39,6 +39,8 @@ class FeatureExtractor(nn.Module):
         std: Sequence[float] | None = None,
     ):
         super().__init__()
+        if (mean is None) != (std is None):
+            raise NdkdError("mean and std: set both or neither")
         self.model = model
         self.classifier = [classifier] if isinstance(classifier, str) else list(classifier or find_classifier(model))
         self.taps = list(taps)
@@ -62,9 +64,13 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> ModelOutput:
         if self.mean is not None:
             images = (images - self.mean) / self.std
+        self._captured, self._dropped = {}, (None, None)  # whatever a forward pass that failed has left
         logits = self.model(images)
         captured, self._captured = self._captured, {}
         self._dropped = (None, None)
+        for name in (*self.classifier, *self.taps):
+            if name not in captured:
+                raise NdkdError(f"{type(self.model).__name__} does not call its layer {name}: choose another")
         embeddings = [captured[name] for name in self.classifier]
         embedding = embeddings[0] if len(embeddings) == 1 else torch.stack(embeddings).mean(dim=0)
         return ModelOutput(logits=logits, embedding=embedding, feature_maps=[captured[tap] for tap in self.taps])
@@ -78,14 +84,14 @@ class FeatureExtractor(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.register_forward_hook(self._remember_dropout)
-            if self.taps and getattr(module, "inplace", False) is True:
-                module.inplace = False  # an in-place activation would overwrite a tapped tensor
+            if (self.taps or isinstance(module, nn.Dropout)) and getattr(module, "inplace", False) is True:
+                module.inplace = False  # it would overwrite the embedding or a tapped map
         for tap in self.taps:
             name, _, side = tap.partition(":")
             module = self._submodule(name, "taps")
             if side == "input":
                 module.register_forward_pre_hook(partial(self._keep_input, tap))
-            elif not side:
+            elif tap == name:
                 module.register_forward_hook(partial(self._keep_output, tap))
             else:
                 raise NdkdError(f"taps: wanted NAME or NAME:input, got {tap}")
