@@ -5,53 +5,18 @@ import sys
 from functools import partial
 
 import lightning.pytorch as L
-import numpy as np
 import pytest
 import torch
 from command import REPOSITORY, SHORT, ndkd
 from lightning.pytorch.callbacks import Checkpoint
+from tiny_data import TinyData
 
 from ndkd.callbacks import ClassMeans
-from ndkd.data.in_memory import InMemoryLoader
 from ndkd.distillation import DistillationModule, LossTerm
 from ndkd.losses import KDLoss, NDLoss, ReviewKDLoss
 from ndkd.models import ModelConfig, build_model
-from ndkd.seeds import run_seed
 
 TAPS = ["layer1", "layer2", "layer3", "avgpool"]
-
-
-class TinyData(L.LightningDataModule):
-    """Random images: class by class in turn, so that every class has some."""
-
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
-
-    def __init__(self, size=20, num_classes=10, val_size=10, batch_size=8, side=8, pad=0, seed=0):
-        super().__init__()
-        self.num_classes, self.batch_size, self.pad = num_classes, batch_size, pad
-        self.class_names = tuple(f"class {k}" for k in range(num_classes))
-        self.image_shape = (3, side, side)
-        random = np.random.default_rng(seed)
-        self.train_images, self.val_images = (
-            random.integers(0, 256, (n, side, side, 3), dtype=np.uint8) for n in (size, val_size)
-        )
-        self.train_target, self.val_target = (np.arange(n) % num_classes for n in (size, val_size))
-
-    def loader(self, images, target, **options):
-        if self.trainer:
-            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return InMemoryLoader(images, target, self.batch_size, seed=run_seed(), **options)
-
-    def train_dataloader(self):
-        return self.loader(self.train_images, self.train_target, shuffle=True, pad=self.pad)
-
-    def class_mean_dataloader(self, augment=False):
-        return self.loader(self.train_images, self.train_target, pad=self.pad if augment else 0)
-
-    def val_dataloader(self):
-        return self.loader(self.val_images, self.val_target)
-
-    test_dataloader = predict_dataloader = val_dataloader
 
 
 def pytest_configure(config):

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from command import REPOSITORY, ndkd
 
 from ndkd.runs import Run
@@ -24,8 +25,6 @@ def test_config_takes_a_step(config, workplace, monkeypatch):
 
 
 def resolved(config, *options):
-    import yaml
-
     _, out, _ = ndkd("fit", "--config", config, *options, "--print_config")
     return yaml.safe_load(out)
 
@@ -46,16 +45,19 @@ def test_kd_is_kdpp_with_nd_at_zero(workplace):
     assert plain == plus
 
 
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+
+
 def readme_commands():
-    text = (REPOSITORY / "README.md").read_text()
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(readme_blocks("bash")).replace("\\\n", " ").splitlines()
     commands = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
     return [command for command in commands if command.startswith("ndkd ")]
 
 
-def test_readme_commands_run(workplace):
+def test_readme_commands_run(workplace, monkeypatch):
     """In README's order; training is cut to one epoch of 40 images."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
     commands = readme_commands()
     assert len(commands) >= 4
     assert "ndkd fit --config configs/digits/kd++.yaml" in commands
@@ -70,3 +72,17 @@ def test_readme_commands_run(workplace):
         status, _, err = ndkd(*arguments)
         assert status == 0, f"{command}: {err}"
     assert Run("runs/digits/kd++").is_used
+
+
+def test_readme_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = readme_blocks("python")
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_yaml_is_the_shipped_one():
+    shipped = yaml.safe_load((REPOSITORY / "configs/digits/kd++.yaml").read_text())["model"]["init_args"]
+    shown = yaml.safe_load(readme_blocks("yaml")[0])["model"]["init_args"]
+    assert shown == {name: shipped[name] for name in shown}
