@@ -1,6 +1,7 @@
 """What several losses share: checks of their inputs, unit vectors, and the class-mean row of each sample."""
 
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def check_target(target: Tensor, num_samples: int, num_classes: int, soft: bool 
         wanted = f"class indices ({num_samples},)" + (f" or soft labels ({num_samples}, {num_classes})" if soft else "")
         raise ValueError(f"wanted a target of {wanted}, got {target.dtype} {tuple(target.shape)}")
     if hard_ok and num_samples and values_are_at_hand(target):
-        low, high = int(target.min()), int(target.max())
+        low, high = (int(extreme) for extreme in target.aminmax())
         if low < 0 or high >= num_classes:
             raise ValueError(f"wanted a target from 0 to {num_classes - 1}, got {low if low < 0 else high}")
 
@@ -43,7 +44,8 @@ def check_class_means(class_means: Tensor, width: int) -> None:
             "where the widths differ, project the student's embedding first"
         )
     check_floating("class_means", class_means)
-    if values_are_at_hand(class_means) and not class_means.isfinite().all():
+    # the sum is quick to tell that all is well
+    if values_are_at_hand(class_means) and not isfinite(class_means.sum(dtype=torch.float32).item()):
         classes = (~class_means.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(
             f"wanted finite class_means, got non-finite numbers in {len(classes)}, first class {classes[0]}"
