@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         print(COMMAND_HELP.format(command=command, summary=COMMANDS[command], ckpt_path=ckpt_path), end="")
         return 0
     for config in values_of(("--config", "-c"), arguments):
-        check_config_exists(Path(config))
+        check_config(Path(config))
     from ndkd.training_cli import run_command
 
     return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
@@ -97,13 +97,21 @@ def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
     return [value for name, value in [*zip(arguments, arguments[1:], strict=False), *joined] if name in names]
 
 
-def check_config_exists(config: Path) -> None:
-    """Raise ``NdkdError`` if a configuration file is missing, naming those beside it."""
+def check_config(config: Path) -> None:
+    """Raise ``NdkdError`` if a configuration is missing, naming those beside it, or is no text."""
+    if config.is_dir():
+        raise NdkdError(f"config {config} is a folder; name a file in it")
     if not config.is_file():
         folder = config.parent if config.parent.is_dir() else Path("configs")
         beside = sorted(str(file) for file in folder.rglob("*.yaml"))
         hint = one_of(str(config), beside) if beside else "correct the path"
         raise NdkdError(f"config {config} does not exist; {hint}")
+    try:
+        text = config.read_text()
+    except UnicodeDecodeError as error:
+        raise NdkdError(f"config {config} is no text file; give a YAML file") from error
+    if not text.strip():
+        raise NdkdError(f"config {config} is empty; see configs/digits/kd++.yaml for one that is not")
 
 
 if __name__ == "__main__":

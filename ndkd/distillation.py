@@ -42,6 +42,10 @@ class LossTerm:
     warmup_epochs: int = 0
     inputs: list[str] | None = None
 
+    def __post_init__(self):
+        if self.warmup_epochs < 0:
+            raise NdkdError(f"warmup_epochs: wanted 0 or more, got {self.warmup_epochs}")
+
     def factor(self, epoch: int) -> float:
         """The weight in an epoch."""
         return self.weight * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.weight
@@ -147,13 +151,18 @@ class DistillationModule(L.LightningModule):
         if any(source.startswith("teacher.") or source in ("class_means", "student.projected") for source in used):
             self._build_teacher(used)
         dry = self._dry_forward()
+        if dry.class_means is not None:
+            dry.class_means = torch.ones_like(dry.class_means)
         for name, term in self.losses.items():
             check_inputs(name, term, dry)
-            if hasattr(term.loss, "build"):
-                try:
+            try:
+                if hasattr(term.loss, "build"):
                     term.loss.build(dry.student, dry.teacher)
-                except ValueError as error:
-                    raise NdkdError(f"loss {name}: {error}") from error
+                with torch.no_grad():  # what does not fit is found before the run begins
+                    term.loss.eval()(*inputs_of(term, dry))
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise NdkdError(f"loss {name}: {error}") from error
+            term.loss.train()
         self.loss_modules = nn.ModuleDict({name: term.loss for name, term in self.losses.items()})
         # equal on every rank: neither in DDP's buckets nor broadcast every step
         names = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
@@ -275,7 +284,7 @@ class DistillationModule(L.LightningModule):
 
     def _value(self, name: str, term: LossTerm, output: StepOutput) -> Tensor:
         try:
-            return term.loss(*(attrgetter(source)(output) for source in term.inputs))
+            return term.loss(*inputs_of(term, output))
         except ValueError as error:
             raise NdkdError(f"loss {name}: {error}") from error
 
@@ -341,6 +350,11 @@ class DistillationModule(L.LightningModule):
         kept = {k: v for k, v in checkpoint["state_dict"].items() if k in own or not k.startswith(TRAINING_ONLY)}
         check_keys(own, kept, "the checkpoint")
         checkpoint["state_dict"] = kept
+
+
+def inputs_of(term: LossTerm, output: StepOutput) -> list[Any]:
+    """The outputs that a term names."""
+    return [attrgetter(source)(output) for source in term.inputs]
 
 
 def check_inputs(name: str, term: LossTerm, output: StepOutput) -> None:

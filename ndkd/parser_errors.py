@@ -5,14 +5,15 @@ import re
 from ndkd.errors import one_of
 
 
-def one_line(message: str, classes: list[str]) -> str:
+def one_line(message: str, classes: dict[str, list[str]]) -> str:
     """Say in one line which entry of the configuration is wrong and why.
 
     Args:
         message: of a jsonargparse error.
-        classes: names to suggest where a class is not found.
+        classes: names to suggest where a class is not found, by the entry that wants them.
 
-    >>> one_line("Parser key \\"data\\":\\n  - Expected a dot import path string: Digit", ["DigitsDataModule"])
+    >>> message = "Parser key \\"data\\":\\n  - Expected a dot import path string: Digit"
+    >>> one_line(message, {"data": ["DigitsDataModule"]})
     'data: there is no class Digit; did you mean DigitsDataModule?'
     """
     keys = re.findall(r'Parser key "([\w.]+)"', message)
@@ -20,8 +21,11 @@ def one_line(message: str, classes: list[str]) -> str:
         return " ".join(message.split())
     nested = re.findall(r"NestedArg\(key='([^']+)'", message)
     where = f"{keys[0]}.{nested[-1]}" if nested else ".".join(keys)
-    if name := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"{where}: there is no class {name[1]}; {one_of(name[1], classes)}"
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+    unknown = unknown or re.search(r"has no attribute '\w+'\. Got value: (\S+)", message)
+    if unknown:
+        name, known = unknown[1].split(".")[-1], classes.get(where.split(".")[-1], [])
+        return f"{where}: there is no class {unknown[1]}; {one_of(name, known)}"
     if option := re.search(r"(?:Option|Key|Group) '([^']+)' (?:is not accepted|is not expected)", message):
         return f"{where}: there is no entry {option[1]}; see ndkd fit --print_config for those that exist"
     wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]

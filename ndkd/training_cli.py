@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -44,9 +46,9 @@ def run_command(arguments: list[str]) -> int:
             load_from_checkpoint_support=False,
         )
     except ArgumentError as error:
-        losses = [name for name in ndkd.losses.__all__ if name.endswith("Loss")]
-        classes = [*losses, "torch.nn.CrossEntropyLoss", *ndkd.data.__all__, "DistillationModule"]
-        raise NdkdError(one_line(str(error), classes)) from error
+        raise NdkdError(one_line(str(error), known_classes())) from error
+    except MisconfigurationException as error:  # the trainer's own word on its options
+        raise NdkdError(str(error)) from error
     except SystemExit as exit:
         if exit.code == 1 and "fit" in arguments[:1]:
             print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
@@ -73,6 +75,8 @@ class TrainingCLI(LightningCLI):
             if logger and "save_dir" in logger.init_args:
                 logger.init_args.save_dir = self.run_folder.path
         resume = config.ckpt_path
+        if self.subcommand == "fit" and config.trainer.max_epochs == 0:
+            raise NdkdError("trainer.max_epochs: wanted at least 1, got 0")
         if self.subcommand == "fit" and rank_zero_only.rank == 0 and not config.trainer.fast_dev_run:
             self._check_run_folder(resume)
         config.ckpt_path = self._checkpoint_file(resume)
@@ -169,6 +173,22 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     if run is None:
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not lie in a run folder: give its --config FILE too")
     return [command, "--config", str(run.config), "--run_dir", str(run.path), *options]
+
+
+def known_classes() -> dict[str, list[str]]:
+    """Names to suggest, by the entry of a configuration that wants a class."""
+    losses = [name for name in ndkd.losses.__all__ if name.endswith("Loss")]
+    return {
+        "loss": [*losses, "CrossEntropyLoss"],
+        "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
+        "lr_scheduler": _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
+        "data": ndkd.data.__all__,
+        "model": ["DistillationModule"],
+    }
+
+
+def _subclasses(module: Any, base: type) -> list[str]:
+    return [name for name, kind in vars(module).items() if isinstance(kind, type) and base in kind.__mro__[1:]]
 
 
 def default_run_dir(arguments: list[str], seed: int) -> Path:

@@ -228,6 +228,12 @@ MISTAKES = {
         ["fit", "--config", "configs/digits/kdd.yaml"],
         r"config configs/digits/kdd.yaml does not exist; did you mean configs/digits/kd.yaml, configs/digits/kd\+\+",
     ),
+    "a folder as config": (["fit", "--config", "configs"], "config configs is a folder; name a file in it"),
+    "an empty config": (["fit", "--config", "empty.yaml"], "config empty.yaml is empty; see configs/digits/kd"),
+    "a config that is no text": (
+        ["fit", "--config", "binary.yaml"],
+        "config binary.yaml is no text file; give a YAML file",
+    ),
     "broken config": (["fit", "--config", "broken.yaml"], "Problems parsing config: while parsing a flow sequence"),
     "unknown key": (["fit", "--config", "unknown.yaml"], "does not accept option 'modle.a'"),
     "missing teacher": (
@@ -250,6 +256,16 @@ MISTAKES = {
         [*KDPP, "--model.init_args.losses.nd.loss=NDLos"],
         "model.losses.nd.loss: there is no class NDLos; did you mean NDLoss",
     ),
+    "unknown optimizer": (
+        [*KDPP, "--model.init_args.optimizer=torch.optim.SDG"],
+        "model.optimizer: there is no class torch.optim.SDG; did you mean SGD",
+    ),
+    "unknown scheduler": (
+        [*KDPP, "--model.init_args.lr_scheduler=StepLP"],
+        "model.lr_scheduler: there is no class StepLP; did you mean StepLR",
+    ),
+    "no epoch": ([*KDPP, "--trainer.max_epochs=0"], "trainer.max_epochs: wanted at least 1, got 0"),
+    "what the trainer refuses": ([*KDPP, "--trainer.max_epochs=-5"], "`max_epochs` must be a non-negative integer"),
     "unknown entry of a term": (
         [*KDPP, "--model.init_args.losses.nd.wieght=3"],
         "model.losses.nd.wieght: there is no entry wieght",
@@ -292,6 +308,8 @@ MISTAKES = {
 def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
     Path("broken.yaml").write_text("model: [unclosed")
     Path("unknown.yaml").write_text("modle: {a: 1}")
+    Path("empty.yaml").touch()
+    Path("binary.yaml").write_bytes(b"\x80\xff")
     Path("weightless.yaml").write_text("model: {init_args: {teacher: {checkpoint: null}}}")
     arguments, message = MISTAKES[mistake]
     folder = f"mistakes/{request.node.callspec.id.replace(' ', '-')}"
@@ -309,7 +327,7 @@ def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
         assert len(list(Path(folder, "features").glob("*.npz"))) == epochs
         assert Run(folder).is_used == bool(epochs)
     else:
-        assert not Path(folder).exists() or mistake == "inputs that do not fit"
+        assert not Path(folder).exists()
     assert not list(Path(".").rglob(".*.[0-9]*")), "a temporary file was left"
 
 

@@ -47,7 +47,7 @@ class Spoiled(nn.Module):
         self.step, self.value, self.calls = step, value, 0
 
     def forward(self, logits):
-        self.calls += 1
+        self.calls += self.training
         return logits.square().mean() * (self.value if self.calls > self.step else 1.0)
 
 
@@ -156,6 +156,11 @@ def test_total_is_the_weighted_sum(fit, make_module, terms):
     assert len(watch.batches) == 3
 
 
+def test_negative_warmup():
+    with pytest.raises(NdkdError, match="^warmup_epochs: wanted 0 or more, got -1$"):
+        LossTerm(nn.MSELoss(), warmup_epochs=-1)
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +181,9 @@ def test_total_is_the_weighted_sum(fit, make_module, terms):
          "loss review: ReviewKD wants as many student taps as teacher taps, each a map (c, h, w), got [(64, 2, 2)] "
          "and [(16, 8, 8), (32, 4, 4), (64, 2, 2), (64, 1, 1)]"),
         ({"l2": LossTerm(L2Loss(), inputs=["student.embedding", "teacher.embedding"])}, {"narrow": True},
-         "loss l2: wanted tensors of one shape (N, D), got student_embedding (8, 16) and teacher_embedding (8, 64)"),
+         "loss l2: wanted tensors of one shape (N, D), got student_embedding (2, 16) and teacher_embedding (2, 64)"),
+        ({"kd": LossTerm(KDLoss(), inputs=["student.logits"])}, {},
+         "loss kd: KDLoss.forward() missing 1 required positional argument: 'teacher_logits'"),
         ({"kd": LossTerm(KDLoss())}, {"teacher": None},
          "the losses want teacher.logits, but there is no teacher: set teacher.name, teacher.checkpoint"),
         ({"kd": LossTerm(KDLoss())}, {"teacher": ModelConfig("cifar/resnet8")},
@@ -355,7 +362,7 @@ def test_epoch_means_of_the_losses(fit, make_module, terms):
     for name, term in losses.items():
         term.loss.register_forward_hook(lambda *args, kept=values[name]: kept.append(args[-1].item()))
     metrics = fit(make_module(losses), epochs=2).callback_metrics
-    means = {name: sum(kept[3:]) / 3 for name, kept in values.items()}  # three steps an epoch, the last epoch's
+    means = {name: sum(kept[-3:]) / 3 for name, kept in values.items()}  # three steps an epoch, the last epoch's
     assert metrics["train/ce"].item() == pytest.approx(means["ce"])
     assert metrics["train/kd"].item() == pytest.approx(means["kd"])
     assert metrics["train/loss"].item() == pytest.approx(means["ce"] + 3 * means["kd"])

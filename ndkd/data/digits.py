@@ -39,6 +39,10 @@ class DigitsDataModule(L.LightningDataModule):
 
     def __init__(self, train_size: int | None = None, val_size: int = 200, batch_size: int = 64, pad: int = 3):
         super().__init__()
+        if batch_size < 2:
+            raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
+        if pad < 0:
+            raise NdkdError(f"pad: wanted a number of pixels, got {pad}")
         self.train_size, self.val_size, self.batch_size, self.pad = train_size, val_size, batch_size, pad
         self.validates_on_test = val_size == 0
 
