@@ -202,7 +202,8 @@ class DistillationModule(L.LightningModule):
         if shape is None:
             loader = self.trainer.fit_loop._data_source.dataloader()
             shape = next(iter(loader))[0].shape[1:]
-        images, target = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long)
+        images = torch.zeros(2, *shape, dtype=next(self.student.parameters()).dtype)
+        target = torch.zeros(2, dtype=torch.long)
         was_training = self.training
         self.cpu().eval()
         try:

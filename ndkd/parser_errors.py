@@ -28,6 +28,10 @@ def one_line(message: str, classes: dict[str, list[str]]) -> str:
         return f"{where}: there is no class {unknown[1]}; {one_of(name, known)}"
     if option := re.search(r"(?:Option|Key|Group) '([^']+)' (?:is not accepted|is not expected)", message):
         return f"{where}: there is no entry {option[1]}; see ndkd fit --print_config for those that exist"
+    if missing := re.search(r"arguments are required: (.+)", message):
+        return f"{where}: {missing[1]} is missing; set {where}.{missing[1]}"
+    if choice := re.search(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", message):
+        return f"{where}: wanted one of {choice[1]}, got {choice[2]}"
     wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]
     given = re.findall(r"(?:Given value|Got value): (.+)", message)
     if wanted and given:

@@ -48,7 +48,7 @@ def run_command(arguments: list[str]) -> int:
     except ArgumentError as error:
         raise NdkdError(one_line(str(error), known_classes())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
-        raise NdkdError(str(error)) from error
+        raise NdkdError(f"trainer: {error}") from error
     except SystemExit as exit:
         if exit.code == 1 and "fit" in arguments[:1]:
             print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
@@ -66,13 +66,19 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters win; here the configuration does."""
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise NdkdError(f"seed_everything: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.run_folder = Run(config.run_dir or default_run_dir(sys.argv[1:], config.seed_everything))
         config.run_dir = self.run_folder.path
         config.trainer.default_root_dir = str(self.run_folder.path)
         for logger in config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]:
-            if logger and "save_dir" in logger.init_args:
+            if "save_dir" in getattr(logger, "init_args", {}):
                 logger.init_args.save_dir = self.run_folder.path
         resume = config.ckpt_path
         if self.subcommand == "fit" and config.trainer.max_epochs == 0:
@@ -108,8 +114,14 @@ class TrainingCLI(LightningCLI):
             name = "last"
         if name in ("last", "best"):
             name = str(self.run_folder.checkpoint(name))
-        if name is not None and not Path(name).is_file():
+        if name is None:
+            return None
+        if not Path(name).is_file():
             raise NdkdError(f"checkpoint {name} does not exist; run ndkd fit first, or name another with --ckpt_path")
+        if not {"state_dict", "pytorch-lightning_version"} <= read_checkpoint(name).keys():
+            raise NdkdError(
+                f"checkpoint {name} is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint"
+            )
         return name
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -121,29 +133,35 @@ class TrainingCLI(LightningCLI):
             callbacks = [*callbacks, FeatureStatistics(run), RunRecorder(run, text), *checkpoint_callbacks(run)]
         else:
             config["enable_checkpointing"] = False
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:
+            raise NdkdError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_fit(self) -> None:
         """Test the last and the best weights, and say where everything is."""
+        run = self.run_folder
         if self.trainer.fast_dev_run:
             return
-        run, data = self.run_folder, self.datamodule
-        if is_overridden("test_dataloader", data, L.LightningDataModule):
-            results = {name: self._test(run.checkpoint(name)) for name in ("last", "best")}
-            on_test = getattr(data, "validates_on_test", False)
-            chosen_on = "test, there is no validation split" if on_test else "validation"
-            if self.trainer.is_global_zero:
-                run.update_status(results=results)
-                last, best = results["last"], results["best"]
-                print(
-                    f"test accuracy: {last['test/acc1']:.2%} (last epoch, {last['epoch']}), "
-                    f"{best['test/acc1']:.2%} (best on {chosen_on}, epoch {best['epoch']})"
-                )
-        if self.trainer.is_global_zero:
-            print(f"run folder: {run.path}")
+        if not run.is_used:
+            raise NdkdError("no epoch was trained: there was no batch of training images")
+        results = {}
+        if is_overridden("test_dataloader", self.datamodule, L.LightningDataModule):
+            kept = [name for name in ("last", "best") if run.checkpoint(name).exists()]  # best wants validation images
+            results = {name: self._test(run.checkpoint(name)) for name in kept}
+        if not self.trainer.is_global_zero:
+            return
+        run.update_status(results=results)
+        on_test = getattr(self.datamodule, "validates_on_test", False)
+        chosen_on = "test, there is no validation split" if on_test else "validation"
+        labels = {"last": "(last epoch, {})", "best": f"(best on {chosen_on}, epoch {{}})"}
+        if results:
+            shown = [f"{r['test/acc1']:.2%} {labels[name].format(r['epoch'])}" for name, r in results.items()]
+            print(f"test accuracy: {', '.join(shown)}")
+        print(f"run folder: {run.path}")
 
     def _test(self, checkpoint: Path) -> dict[str, float]:
         metrics = self.trainer.test(
@@ -215,6 +233,9 @@ def quiet() -> None:
         "is not empty",
         "treespec, LeafSpec",
         "logging interval",
+        "could not find the monitored key",
+        "callbacks used to create the checkpoint",
+        "not supported by the model summary",
         "sync_dist=True",
     ):
         warnings.filterwarnings("ignore", f".*{meant}")

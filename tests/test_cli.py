@@ -264,6 +264,29 @@ MISTAKES = {
         [*KDPP, "--model.init_args.lr_scheduler=StepLP"],
         "model.lr_scheduler: there is no class StepLP; did you mean StepLR",
     ),
+    "wrong choice": (
+        [*KDPP, "--model.init_args.lr_interval=hour"],
+        "model.lr_interval: wanted one of 'epoch', 'step', got hour",
+    ),
+    "missing argument": (
+        [*KDPP, "--trainer.logger=CSVLogger"],
+        "trainer.logger: save_dir is missing; set trainer.logger.save_dir",
+    ),
+    "seed out of range": ([*KDPP, "--seed_everything=-1"], "seed_everything: -1 is not in bounds"),
+    "unknown accelerator": ([*KDPP, "--trainer.accelerator=abacus"], "trainer: .* invalid accelerator name"),
+    "nothing to train on": ([*KDPP, "--trainer.limit_train_batches=0"], "no epoch was trained: there was no batch of"),
+    "channels that differ": (
+        [*KDPP, "--model.init_args.student.mean=[0.5,0.5]", "--model.init_args.student.std=[0.5,0.5]"],
+        "mean and std are for 2 channels, the images have 3",
+    ),
+    "no checkpoint of a run": (
+        ["test", "--config", "configs/digits/kd++.yaml", "--ckpt_path", "plain.pth"],
+        "checkpoint plain.pth is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint",
+    ),
+    "no checkpoint at all": (
+        ["test", "--config", "configs/digits/kd++.yaml", "--ckpt_path", "unknown.yaml"],
+        "checkpoint unknown.yaml is damaged or no checkpoint|checkpoint unknown.yaml is no plain weights file",
+    ),
     "no epoch": ([*KDPP, "--trainer.max_epochs=0"], "trainer.max_epochs: wanted at least 1, got 0"),
     "what the trainer refuses": ([*KDPP, "--trainer.max_epochs=-5"], "`max_epochs` must be a non-negative integer"),
     "unknown entry of a term": (
@@ -309,6 +332,7 @@ def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
     Path("broken.yaml").write_text("model: [unclosed")
     Path("unknown.yaml").write_text("modle: {a: 1}")
     Path("empty.yaml").touch()
+    torch.save({"weight": torch.zeros(1)}, "plain.pth")
     Path("binary.yaml").write_bytes(b"\x80\xff")
     Path("weightless.yaml").write_text("model: {init_args: {teacher: {checkpoint: null}}}")
     arguments, message = MISTAKES[mistake]
@@ -341,6 +365,32 @@ def test_used_run_folder_is_refused_and_unharmed(finished, workplace):
         "with --run_dir DIR"
     )
     assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_a_finished_run_has_nothing_left_to_train(finished, workplace):
+    run, printed = finished
+    rows = run.metrics()
+    status, out, err = ndkd(*KDPP, *SHORT, "--ckpt_path=last")
+    assert status == 0, err
+    assert out.strip().splitlines()[-2:] == printed.strip().splitlines()[-2:]
+    assert run.metrics() == rows
+    assert run.status()["state"] == "finished"
+
+
+def test_without_validation_there_is_no_best(workplace):
+    status, out, err = ndkd(*KDPP, *SHORT, "--trainer.limit_val_batches=0", "--run_dir=unvalidated")
+    assert status == 0, err
+    assert re.fullmatch(r"test accuracy: \d+\.\d\d% \(last epoch, 1\)", out.strip().splitlines()[-2])
+    assert list(Run("unvalidated").status()["results"]) == ["last"]
+
+
+def test_an_epoch_without_validation_has_no_values_of_the_one_before(workplace):
+    options = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2", "--data.init_args.train_size=40"]
+    assert ndkd(*KDPP, *options, "--run_dir=every-other")[0] == 0
+    run = Run("every-other")
+    assert [bool(row["val/acc1"]) for row in run.metrics()] == [False, True, False]
+    for kind in ("predictions", "features"):
+        assert [file.name for file in (run.path / kind).iterdir()] == ["0001.npz"]
 
 
 def test_a_failed_start_leaves_the_folder_free(workplace):

@@ -78,7 +78,8 @@ class ClassMeans(L.Callback):
         counts = torch.zeros(shape[0], dtype=torch.float64, device=module.device)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in tqdm(loader, desc="class means", disable=not shown, leave=False, unit="batch"):
-            embedding, label = module.teacher_embeddings(module.transfer_batch_to_device(batch, module.device, 0))
+            batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
+            embedding, label = module.teacher_embeddings(batch)
             if label.min() < 0 or label.max() >= shape[0]:
                 raise NdkdError(f"wanted labels from 0 to {shape[0] - 1}, the data has {label.min()} to {label.max()}")
             sums.index_add_(0, label, embedding.double())

@@ -29,6 +29,9 @@ class FeatureStatistics(Checkpoint):
         self._teacher_norms: list[Tensor] | None = None  # the evaluation set is the same every epoch
         self._values: dict[str, list[Tensor]] = {}
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._values = {}  # an epoch without validation keeps none
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._values = {"student_norm": [], "projected_norm": [], "angle": [], "teacher_norm": []}
 

@@ -29,6 +29,7 @@ class RunRecorder(Checkpoint):
 
     def __init__(self, run: Run, config: str):
         self.run, self.config = run, config
+        self._started: float | None = None
         self._predictions: list[np.ndarray] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -38,6 +39,9 @@ class RunRecorder(Checkpoint):
             self._started -= max((float(row["seconds"]) for row in self.run.metrics()), default=0)  # of a resumed run
             self.run.update_status(state="running", command=sys.argv, git_commit=git_commit())
             self.run.update_status(versions=versions(), machine=platform.platform())
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._predictions = []  # an epoch without validation keeps none
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._predictions = []
@@ -57,7 +61,9 @@ class RunRecorder(Checkpoint):
             rows = np.concatenate(shards)
         if not trainer.is_global_zero:
             return
-        epoch, metrics = trainer.current_epoch, {k: f"{v.item():.7g}" for k, v in trainer.callback_metrics.items()}
+        epoch, logged = trainer.current_epoch, trainer.callback_metrics.items()
+        # without validation in this epoch, the trainer still holds the values of the one before
+        metrics = {name: f"{value.item():.7g}" for name, value in logged if len(rows) or not name.startswith("val/")}
         seconds = round(time.time() - self._started, 3)
         self.run.add_metrics({"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": seconds})
         if len(rows):
@@ -66,8 +72,8 @@ class RunRecorder(Checkpoint):
             self.run.write_epoch("predictions", epoch, arrays)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.run.update_status(state="finished", seconds=round(time.time() - self._started, 1))
+        if trainer.is_global_zero and self._started is not None:  # else nothing was left to train
+            self.run.update_status(state="finished", seconds=round(time.time() - self._started, 3))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero and self.run.config.is_file() and trainer.state.fn == "fit":

@@ -63,6 +63,8 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, images: Tensor) -> ModelOutput:
         if self.mean is not None:
+            if len(self.mean) not in (1, images.shape[1]):
+                raise NdkdError(f"mean and std are for {len(self.mean)} channels, the images have {images.shape[1]}")
             images = (images - self.mean) / self.std
         self._captured, self._dropped = {}, (None, None)  # whatever a forward pass that failed has left
         logits = self.model(images)
