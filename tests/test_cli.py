@@ -17,7 +17,7 @@ from command import SHORT, ndkd
 from ndkd.runs import Run
 
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml"]
-RESUMED = [*KDPP, "--trainer.max_epochs=5", "--data.init_args.train_size=40"]
+RESUMED = [*KDPP, "--trainer.max_epochs=5", "--data.init_args.train_size=40", "--data.init_args.val_size=20"]
 RESUMED += ["--model.init_args.lr_scheduler.init_args.milestones=[1,3,4]"]
 
 
@@ -209,6 +209,7 @@ def test_wandb_goes_on_offline_without_credentials_and_keeps_its_id(workplace, m
         import wandb
 
         wandb.finish()
+        time.sleep(1)  # W&B names its folders by the second
         ids.append({file.stem for file in Path("watched/wandb").glob("offline-run-*/run-*.wandb")})
     assert len(list(Path("watched/wandb").glob("offline-run-*"))) == 2
     assert ids[0] == ids[1]
@@ -341,7 +342,7 @@ def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
         arguments = [*arguments, "--run_dir", folder]
     status, _, err = ndkd(*arguments)
     assert status == 2
-    *_, line = err.strip().splitlines()
+    *_, line = re.sub(r"\x1b\[A|\r", "\n", err).strip().splitlines()  # below a progress bar
     assert re.match(f"ndkd: .*({message})", line), line
     assert "Traceback" not in err
     if mistake == "not a number":

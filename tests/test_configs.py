@@ -64,7 +64,7 @@ def test_readme_commands_run(workplace, monkeypatch):
     for command in dict.fromkeys(commands):
         arguments = shlex.split(command)[1:]
         if arguments[0] == "fit" and "--help" not in arguments:
-            arguments += ["--trainer.max_epochs=1", "--data.init_args.train_size=40"]
+            arguments += ["--trainer.max_epochs=1", "--data.init_args.train_size=40", "--trainer.limit_test_batches=2"]
             if "--ckpt_path" in arguments:
                 arguments += ["--trainer.max_epochs=2"]
             elif command == "ndkd fit --config configs/digits/teacher.yaml":

@@ -81,7 +81,7 @@ class KeepMeans(L.Callback):
 
 
 def test_two_processes_get_the_same(make_module, make_trainer, terms, tiny_data, tmp_path):
-    for options in ({}, {"devices": 2, "strategy": "ddp_spawn"}):
+    for options in ({}, {"devices": 2, "strategy": "ddp_fork"}):
         callbacks = ClassMeans(), KeepMeans(tmp_path)
         trainer = make_trainer(*callbacks, limit_train_batches=1, limit_val_batches=0, **options)
         trainer.fit(make_module(terms("nd")), datamodule=tiny_data(size=23))
