@@ -25,8 +25,6 @@ from ndkd.models.checkpoint import read_checkpoint
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run
 
-ENTRY_POINTS = ("fit", "validate", "test", "predict")
-
 
 def run_command(arguments: list[str]) -> int:
     """Run one of the four commands; the exit status."""
@@ -42,7 +40,7 @@ def run_command(arguments: list[str]) -> int:
             save_config_callback=None,
             seed_everything_default=0,
             trainer_defaults={"logger": False},
-            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in ENTRY_POINTS}},
+            parser_kwargs={"exit_on_error": False, arguments[0]: {"exit_on_error": False}},
             load_from_checkpoint_support=False,
         )
     except ArgumentError as error:
@@ -58,6 +56,11 @@ def run_command(arguments: list[str]) -> int:
 
 class TrainingCLI(LightningCLI):
     """Lightning's CLI with a run folder per configuration."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one that is asked for: a parser for each of the four would take time at every start."""
+        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path | None, default=None, help="The run folder.")

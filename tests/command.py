@@ -7,7 +7,7 @@ from pathlib import Path
 from ndkd.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
-SHORT = ["--trainer.max_epochs=2", "--data.init_args.train_size=40"]
+SHORT = ["--trainer.max_epochs=2", "--trainer.limit_test_batches=2", "--data.init_args.train_size=40"]
 
 
 def ndkd(*arguments):

@@ -17,14 +17,14 @@ from command import SHORT, ndkd
 from ndkd.runs import Run
 
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml"]
-RESUMED = [*KDPP, "--trainer.max_epochs=5", "--data.init_args.train_size=40", "--data.init_args.val_size=20"]
+RESUMED = [*KDPP, *SHORT, "--trainer.max_epochs=5", "--data.init_args.val_size=20"]
 RESUMED += ["--model.init_args.lr_scheduler.init_args.milestones=[1,3,4]"]
 
 
 @pytest.fixture(scope="module")
 def finished(workplace):
     """A short KD++ run: its folder and what it printed."""
-    status, out, err = ndkd(*KDPP, *SHORT)
+    status, out, err = ndkd(*KDPP, *SHORT, "--trainer.limit_test_batches=1.0")
     assert status == 0, err
     return Run("runs/digits/kd++"), out
 
@@ -129,7 +129,13 @@ def test_seed_has_a_folder_of_its_own(workplace):
 
 def test_weights_given_by_the_config_are_tested_without_a_run(workplace):
     teacher = str(Run("runs/digits/teacher").checkpoint("last").resolve())
-    options = ["--model.init_args.student.checkpoint", teacher, "--run_dir", "nothing"]
+    options = [
+        "--model.init_args.student.checkpoint",
+        teacher,
+        "--run_dir",
+        "nothing",
+        "--trainer.limit_test_batches=2",
+    ]
     status, out, err = ndkd("test", "--config", "configs/digits/teacher.yaml", *options)
     assert status == 0, err
     expected = Run("runs/digits/teacher").status()["results"]["last"]["test/acc1"]
@@ -196,12 +202,13 @@ def test_wandb_goes_on_offline_without_credentials_and_keeps_its_id(workplace, m
         *KDPP,
         "--config",
         "configs/loggers/wandb.yaml",
-        "--data.init_args.train_size=40",
+        *SHORT,
         "--run_dir",
         "watched",
     ]
     ids = []
     for more in (["--trainer.max_epochs=1"], ["--trainer.max_epochs=2", "--ckpt_path=last"]):
+        time.sleep(len(ids))  # W&B names its folders by the second
         status, out, err = ndkd(*command, *more)
         assert status == 0, err
         assert "no W&B credentials were found" in out
@@ -209,7 +216,6 @@ def test_wandb_goes_on_offline_without_credentials_and_keeps_its_id(workplace, m
         import wandb
 
         wandb.finish()
-        time.sleep(1)  # W&B names its folders by the second
         ids.append({file.stem for file in Path("watched/wandb").glob("offline-run-*/run-*.wandb")})
     assert len(list(Path("watched/wandb").glob("offline-run-*"))) == 2
     assert ids[0] == ids[1]
@@ -371,7 +377,7 @@ def test_used_run_folder_is_refused_and_unharmed(finished, workplace):
 def test_a_finished_run_has_nothing_left_to_train(finished, workplace):
     run, printed = finished
     rows = run.metrics()
-    status, out, err = ndkd(*KDPP, *SHORT, "--ckpt_path=last")
+    status, out, err = ndkd(*KDPP, *SHORT, "--trainer.limit_test_batches=1.0", "--ckpt_path=last")
     assert status == 0, err
     assert out.strip().splitlines()[-2:] == printed.strip().splitlines()[-2:]
     assert run.metrics() == rows
@@ -386,8 +392,8 @@ def test_without_validation_there_is_no_best(workplace):
 
 
 def test_an_epoch_without_validation_has_no_values_of_the_one_before(workplace):
-    options = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2", "--data.init_args.train_size=40"]
-    assert ndkd(*KDPP, *options, "--run_dir=every-other")[0] == 0
+    options = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
+    assert ndkd(*KDPP, *SHORT, *options, "--run_dir=every-other")[0] == 0
     run = Run("every-other")
     assert [bool(row["val/acc1"]) for row in run.metrics()] == [False, True, False]
     for kind in ("predictions", "features"):

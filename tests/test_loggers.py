@@ -23,7 +23,7 @@ def make_logger(monkeypatch, tmp_path):
 SCRIPT = """
 import wandb
 from ndkd import loggers
-loggers.CONNECT_SECONDS = 2.0
+loggers.CONNECT_SECONDS = 1.0
 logger = loggers.WandbLogger("digits/kd++")
 print("made")
 logger.log_metrics({"val/acc1": 0.5}, step=1)
