@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
 
 import ndkd.data
 import ndkd.losses  # so that a config can say NDLoss  # noqa: F401
@@ -31,18 +34,19 @@ def run_command(arguments: list[str]) -> int:
     quiet()
     sys.argv[1:] = with_stored_config(arguments)  # other ranks are started with the same
     try:
-        TrainingCLI(
-            DistillationModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={"logger": False},
-            parser_kwargs={"exit_on_error": False, arguments[0]: {"exit_on_error": False}},
-            load_from_checkpoint_support=False,
-        )
+        with progress_bars_closed():
+            TrainingCLI(
+                DistillationModule,
+                L.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"logger": False},
+                parser_kwargs={"exit_on_error": False, arguments[0]: {"exit_on_error": False}},
+                load_from_checkpoint_support=False,
+            )
     except ArgumentError as error:
         raise NdkdError(one_line(str(error), known_classes())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
@@ -52,6 +56,16 @@ def run_command(arguments: list[str]) -> int:
             print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
         return exit.code if isinstance(exit.code, int) else 0
     return 0
+
+
+@contextmanager
+def progress_bars_closed() -> Iterator[None]:
+    """Close the bars that an error leaves open, so that the message gets a line of its own."""
+    try:
+        yield
+    finally:
+        for bar in list(tqdm._instances):
+            bar.close()
 
 
 class TrainingCLI(LightningCLI):

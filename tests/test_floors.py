@@ -30,7 +30,7 @@ FLOORS = {
     "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
     "ndkd.errors": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
-    "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse"}),
+    "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm"}),
     "ndkd.cli": ({*BASE, "ndkd.training_cli"}, set()),
     "ndkd.__main__": ({"ndkd.cli"}, set()),
     "ndkd": (set(), set()),
