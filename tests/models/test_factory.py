@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from ndkd.models import build_model
+from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.cifar import MODELS
 from ndkd.models.factory import default_statistics
 
@@ -75,7 +75,7 @@ def test_families(name, kind, kwargs):
 
 def test_zoo_by_name():
     for name in MODELS:
-        assert build_model(f"cifar/{name}", num_classes=3).fc.out_features == 3
+        assert FeatureExtractor(build_model(f"cifar/{name}", num_classes=3)).num_classes == 3
     assert build_model("cifar/resnet8", 3, widths=(8, 8, 8, 24)).fc.in_features == 24
 
 
@@ -89,7 +89,7 @@ def test_own_callable(own_package):
     ("name", "parts"),
     [
         ("cifar/resnet21", ("did you mean ", "resnet20", "?")),
-        ("cifar/zzz", ("known: resnet8, ", "wrn_40_2")),
+        ("cifar/zzz", ("known: resnet8, ", "shufflenet_v2")),
         ("torchvision/resnet19", ("did you mean resnet18, ", "?")),
         ("timm/resnet10x", ("did you mean resnet10t, ", "?")),
         ("resnet20", ("did you mean cifar/resnet20, ", f"?{NAMES}")),

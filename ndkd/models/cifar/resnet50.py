@@ -1,0 +1,64 @@
+"""ResNet-50 for small images: https://arxiv.org/abs/1512.03385, section 4.1, with the stem of section 4.2."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut; ``preact`` sees their sum before the last ReLU."""
+
+    def __init__(self, in_width: int, mid_width: int, stride: int):
+        super().__init__()
+        width = 4 * mid_width
+        self.conv1 = nn.Conv2d(in_width, mid_width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid_width)
+        self.conv2 = nn.Conv2d(mid_width, mid_width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(mid_width)
+        self.conv3 = nn.Conv2d(mid_width, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.preact = nn.Identity()
+        if stride != 1 or in_width != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        else:
+            self.shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.preact(self.bn3(self.conv3(y)) + self.shortcut(x)))
+
+
+class ResNet50(nn.Module):
+    """Four stages of bottlenecks behind a 3×3 convolution; the embedding has 2048 channels.
+
+    Maps to tap: ``layer1`` to ``layer4`` (after the ReLU); ``layer1.2.preact``, ``layer2.3.preact``,
+    ``layer3.5.preact`` and ``layer4.2.preact`` (before it); ``avgpool``.
+
+    Args:
+        num_classes: number of logits.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = self._stage(64, 64, blocks=3, stride=1)
+        self.layer2 = self._stage(256, 128, blocks=4, stride=2)
+        self.layer3 = self._stage(512, 256, blocks=6, stride=2)
+        self.layer4 = self._stage(1024, 512, blocks=3, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(2048, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.linear.bias)
+
+    @staticmethod
+    def _stage(in_width: int, mid_width: int, blocks: int, stride: int) -> nn.Sequential:
+        first = Bottleneck(in_width, mid_width, stride)
+        return nn.Sequential(first, *(Bottleneck(4 * mid_width, mid_width, 1) for _ in range(blocks - 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.linear(self.avgpool(x).flatten(1))
