@@ -112,7 +112,3 @@ def check_config(config: Path) -> None:
         raise NdkdError(f"config {config} is no text file; give a YAML file") from error
     if not text.strip():
         raise NdkdError(f"config {config} is empty; see configs/digits/kd++.yaml for one that is not")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -209,10 +209,11 @@ class DistillationModule(L.LightningModule):
         try:
             with torch.no_grad():
                 return self.forward_pair((images, target))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             if "view size" in str(error):
                 raise NdkdError("a model cannot work on channels-last images: set channels_last: false") from error
-            raise
+            size = " × ".join(map(str, shape))
+            raise NdkdError(f"a model does not accept images of {size}: {error}") from error
         finally:
             self.train(was_training)
 
@@ -224,11 +225,16 @@ class DistillationModule(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.make_lr_scheduler is None:
+        try:
+            optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+            scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
+        except (ValueError, TypeError) as error:
+            raise NdkdError(f"optimizer or lr_scheduler: {error}") from error
+        if scheduler is None:
             return optimizer
-        scheduler = {"scheduler": self.make_lr_scheduler(optimizer), "interval": self.lr_interval}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        monitor = getattr(scheduler, "monitor", None)  # of Lightning's ReduceLROnPlateau
+        schedule = {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # ---- what a task overrides ------------------------------------------------------------------------------------
 
@@ -265,6 +271,10 @@ class DistillationModule(L.LightningModule):
 
     # ---- training -------------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        if self.class_means is not None and self.class_means.isnan().any():
+            raise NdkdError("there are no class means: give the trainer callbacks=[ClassMeans()]")
+
     def on_train_epoch_start(self) -> None:
         seed_torch(self.seed, self.current_epoch, self.global_rank)  # dropout and the like: the same after a resume
         self._loss_sums = torch.zeros(len(self.losses) + 1, device=self.device)
@@ -294,6 +304,10 @@ class DistillationModule(L.LightningModule):
         means, finite_share = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
         names = ["loss", *self.losses]
         self._check_finite(names, means, finite_share)
+        if not self.trainer.callback_metrics.get("val/cross_entropy", torch.zeros(())).isfinite():
+            raise NdkdError(
+                f"the student's outputs are not finite after epoch {self.current_epoch}; lower the learning rate"
+            )
         self.log_dict({f"train/{name}": mean for name, mean in zip(names, means, strict=True)}, rank_zero_only=True)
         self.log("lr", self._lr, rank_zero_only=True)
 

@@ -13,14 +13,21 @@ import lightning.pytorch as L
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 import ndkd.data
 import ndkd.losses  # so that a config can say NDLoss  # noqa: F401
-from ndkd.callbacks import ClassMeans, FeatureStatistics, RunRecorder, checkpoint_callbacks
+from ndkd.callbacks import (
+    AtomicCheckpoints,
+    ClassMeans,
+    FeatureStatistics,
+    RunRecorder,
+    checkpoint_callbacks,
+    in_order,
+)
 from ndkd.cli import values_of
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
@@ -51,10 +58,11 @@ def run_command(arguments: list[str]) -> int:
         raise NdkdError(one_line(str(error), known_classes())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
         raise NdkdError(f"trainer: {error}") from error
-    except SystemExit as exit:
-        if exit.code == 1 and "fit" in arguments[:1]:
+    except SystemExit as exit:  # Lightning's way out after Ctrl-C and SIGTERM, and the parser's after its help
+        stopped = exit.code == 1 or isinstance(exit, SIGTERMException)
+        if stopped and arguments[0] == "fit":
             print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
-        return exit.code if isinstance(exit.code, int) else 0
+        return 143 if isinstance(exit, SIGTERMException) else int(exit.code or 0)
     return 0
 
 
@@ -97,6 +105,8 @@ class TrainingCLI(LightningCLI):
         for logger in config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]:
             if "save_dir" in getattr(logger, "init_args", {}):
                 logger.init_args.save_dir = self.run_folder.path
+        if self.subcommand != "fit":
+            config.trainer.logger = False  # what is measured afterwards is printed
         resume = config.ckpt_path
         if self.subcommand == "fit" and config.trainer.max_epochs == 0:
             raise NdkdError("trainer.max_epochs: wanted at least 1, got 0")
@@ -106,6 +116,8 @@ class TrainingCLI(LightningCLI):
 
     def _check_run_folder(self, resume: str | None) -> None:
         folder = self.run_folder
+        if folder.path == Path():
+            raise NdkdError("run_dir: wanted a folder of its own for the run, got the current one")
         above = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise NdkdError(
@@ -124,21 +136,30 @@ class TrainingCLI(LightningCLI):
             )
 
     def _checkpoint_file(self, name: str | None) -> str | None:
-        model = self.config[self.subcommand].model.init_args
+        run, student = self.run_folder, self.config[self.subcommand].model.init_args.student
         if name is None and self.subcommand != "fit":
-            if model.student.get("checkpoint") or model.student.get("pretrained"):
+            if (student.get("checkpoint") or student.get("pretrained")) and not run.is_used:
                 return None  # a model that brings its weights is measured as it is
             name = "last"
-        if name in ("last", "best"):
-            name = str(self.run_folder.checkpoint(name))
         if name is None:
             return None
+        name = str(run.checkpoint(name)) if name in ("last", "best") else name
+        if self.subcommand == "fit" and Path(name).resolve() != run.checkpoint("last").resolve():
+            raise NdkdError(
+                f"fit continues a run from its last checkpoint only, not from {name}: give --ckpt_path last, or start "
+                "from these weights with model.init_args.student.checkpoint"
+            )
         if not Path(name).is_file():
             raise NdkdError(f"checkpoint {name} does not exist; run ndkd fit first, or name another with --ckpt_path")
-        if not {"state_dict", "pytorch-lightning_version"} <= read_checkpoint(name).keys():
+        content = read_checkpoint(name)
+        if not {"state_dict", "pytorch-lightning_version"} <= content.keys():
             raise NdkdError(
                 f"checkpoint {name} is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint"
             )
+        if self.subcommand != "fit" and "name" in student:  # its weights and normalisation are in the checkpoint
+            stored = content.get("hyper_parameters", {}).get("student", {})
+            student.checkpoint, student.pretrained = None, False
+            student.mean, student.std = student.mean or stored.get("mean"), student.std or stored.get("std")
         return name
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -148,6 +169,7 @@ class TrainingCLI(LightningCLI):
             text = self._parser("fit").dump(resolved, skip_unset=False, skip_validation=True)
             run = self.run_folder
             callbacks = [*callbacks, FeatureStatistics(run), RunRecorder(run, text), *checkpoint_callbacks(run)]
+            config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
         else:
             config["enable_checkpointing"] = False
         try:
@@ -188,8 +210,9 @@ class TrainingCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions of every image into the run folder."""
-        rows = [row for batch in self.trainer.predict(**kwargs) for row in batch]
-        print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} rows)")
+        rows = in_order(self.trainer, [row for batch in self.trainer.predict(**kwargs) for row in batch])
+        if self.trainer.is_global_zero:
+            print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} rows)")
 
 
 def with_stored_config(arguments: list[str]) -> list[str]:
@@ -231,12 +254,15 @@ def default_run_dir(arguments: list[str], seed: int) -> Path:
 
     >>> default_run_dir(["fit", "--config", "configs/digits/kd++.yaml"], seed=1).as_posix()
     'runs/digits/kd++-seed1'
+    >>> default_run_dir(["fit", "--config", "configs/digits/student.yaml", "--config", "mine.yaml"], seed=0).as_posix()
+    'runs/digits/student,mine'
     """
     names = []
     for config in map(Path, values_of(("--config", "-c"), arguments)):
         if config.parent.name != "loggers":
             parts = config.with_suffix("").parts
-            names.append("/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else parts[-1])
+            whole = "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else parts[-1]
+            names.append(parts[-1] if names else whole)
     return Path("runs", (",".join(names) or "unnamed") + (f"-seed{seed}" if seed else ""))
 
 

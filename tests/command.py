@@ -4,6 +4,9 @@ import contextlib
 import io
 from pathlib import Path
 
+import lightning.pytorch as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
 from ndkd.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
@@ -16,3 +19,11 @@ def ndkd(*arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([str(argument) for argument in arguments])
     return status, out.getvalue(), err.getvalue()
+
+
+class Terminated(L.Callback):
+    """What the trainer does in the second epoch when a scheduler sends SIGTERM."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            raise SIGTERMException

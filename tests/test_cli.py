@@ -102,6 +102,20 @@ def test_test_needs_no_teacher_file_and_gives_the_accuracy_that_training_printed
         Path("elsewhere.ckpt").rename(teacher)
 
 
+def test_test_needs_no_file_that_the_student_started_from(workplace):
+    teacher = Run("runs/digits/teacher").checkpoint("last")
+    start = Path("start.ckpt")
+    start.write_bytes(teacher.read_bytes())
+    options = ["--model.init_args.student.checkpoint", start, "--run_dir=continued", "--trainer.max_epochs=1"]
+    assert ndkd("fit", "--config", "configs/digits/teacher.yaml", *SHORT, *options)[0] == 0
+    start.unlink()
+    last = Run("continued").checkpoint("last")
+    status, out, err = ndkd("test", "--ckpt_path", last, "--trainer.limit_test_batches=2")
+    assert status == 0, err
+    expected = Run("continued").status()["results"]["last"]["test/acc1"]
+    assert float(re.search(r"test/acc1\s+(\S+)", out)[1]) == pytest.approx(expected, abs=1e-7)
+
+
 def test_validate_gives_the_last_epochs_accuracy(finished, workplace):
     run, _ = finished
     status, out, _ = ndkd("validate", "--ckpt_path", run.checkpoint("last"))
@@ -187,6 +201,28 @@ def test_killed_and_interrupted_runs_continue_to_the_same_weights(workplace):
         for epoch in range(5):
             pair = (Run(name).read_epoch("predictions", epoch) for name in (folder, "unbroken"))
             torch.testing.assert_close(*({k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in pair))
+
+
+def test_sigterm_is_no_success(workplace):
+    status, _, err = ndkd(*KDPP, *SHORT, "--trainer.callbacks+=command.Terminated", "--run_dir=terminated")
+    assert status == 143
+    assert err.strip().endswith("ndkd: stopped; --ckpt_path last continues from the last finished epoch")
+    assert Run("terminated").status()["state"] == "interrupted"
+
+
+def test_a_mistake_in_a_resume_does_not_spoil_a_finished_run(finished, workplace):
+    run, _ = finished
+    before = run.status()
+    status, _, err = ndkd(*KDPP, *SHORT, "--ckpt_path=last", "--model.init_args.teacher.checkpoint=no.pth")
+    assert status == 2
+    assert "checkpoint no.pth does not exist" in err
+    assert run.status() == before
+
+
+def test_fit_goes_on_from_the_last_epoch_only(finished, workplace):
+    status, _, err = ndkd(*KDPP, *SHORT, "--ckpt_path=best")
+    assert status == 2
+    assert "fit continues a run from its last checkpoint only, not from runs/digits/kd++/checkpoints/best.ckpt" in err
 
 
 # ---- Weights & Biases ------------------------------------------------------------------------------------------------
@@ -315,6 +351,15 @@ MISTAKES = {
         [*KDPP, "--model.init_args.optimizer.init_args.lr=1e30", "--data.init_args.train_size=40"],
         r"loss \w+ became (nan|inf) in epoch \d, .*; lower the learning rate or its weight",
     ),
+    "not a number in the last step": (
+        [*KDPP, *SHORT, "--model.init_args.optimizer.init_args.lr=1e30", "--data.init_args.batch_size=40"],
+        "the student's outputs are not finite after epoch 0; lower the learning rate",
+    ),
+    "an optimizer's argument": (
+        [*KDPP, "--model.init_args.optimizer.init_args.lr=-1"],
+        "optimizer or lr_scheduler: Invalid learning rate: -1",
+    ),
+    "the current folder": ([*KDPP, "--run_dir="], "run_dir: wanted a folder of its own for the run, got the current"),
     "nothing to resume": (
         [*KDPP, "--ckpt_path=last"],
         "has no finished epoch to continue from: start afresh without --ckpt_path, or name the run's folder",
@@ -351,7 +396,7 @@ def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
     *_, line = err.strip().splitlines()
     assert re.match(f"ndkd: .*({message})", line), line
     assert "Traceback" not in err
-    if mistake == "not a number":
+    if mistake.startswith("not a number"):
         assert Run(folder).status()["state"] == "failed"
         epochs = len(Run(folder).metrics())
         assert len(list(Path(folder, "predictions").glob("*.npz"))) == epochs

@@ -324,6 +324,24 @@ def test_a_model_that_views(fit, make_module, terms):
     assert "val/acc1" in trainer.callback_metrics
 
 
+class Picky(Viewing):
+    """A classifier for images of another size."""
+
+    def forward(self, images):
+        raise AssertionError("Input height (8) doesn't match model (224).")
+
+
+def test_a_model_for_other_images(fit, make_module, terms):
+    message = "^a model does not accept images of 3 × 8 × 8: Input height \\(8\\) doesn't match model \\(224\\)\\.$"
+    with pytest.raises(NdkdError, match=message):
+        fit(make_module(terms("ce"), student=Picky()))
+
+
+def test_class_means_that_nobody_computes(make_module, make_trainer, terms, tiny_data):
+    with pytest.raises(NdkdError, match=r"^there are no class means: give the trainer callbacks=\[ClassMeans\(\)\]$"):
+        make_trainer().fit(make_module(terms("ce", "nd")), datamodule=tiny_data())
+
+
 @pytest.mark.parametrize(("interval", "rate"), [("epoch", 0.5**2), ("step", 0.5**6)])
 def test_lr_interval(fit, make_module, terms, interval, rate):
     schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)

@@ -2,6 +2,6 @@
 
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.feature_statistics import FeatureStatistics
-from ndkd.callbacks.run_recorder import RunRecorder, checkpoint_callbacks
+from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoint_callbacks, in_order
 
-__all__ = ["ClassMeans", "FeatureStatistics", "RunRecorder", "checkpoint_callbacks"]
+__all__ = ["AtomicCheckpoints", "ClassMeans", "FeatureStatistics", "RunRecorder", "checkpoint_callbacks", "in_order"]

@@ -74,15 +74,17 @@ class ClassMeans(L.Callback):
 
     def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
         shape = module.class_means.shape
-        sums = torch.zeros(shape, dtype=torch.float64, device=module.device)
-        counts = torch.zeros(shape[0], dtype=torch.float64, device=module.device)
+        device = torch.device("cpu") if module.device.type == "mps" else module.device  # Apple's GPUs have no float64
+        sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        counts = torch.zeros(shape[0], dtype=torch.float64, device=device)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in tqdm(loader, desc="class means", disable=not shown, leave=False, unit="batch"):
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
             embedding, label = module.teacher_embeddings(batch)
             if label.min() < 0 or label.max() >= shape[0]:
                 raise NdkdError(f"wanted labels from 0 to {shape[0] - 1}, the data has {label.min()} to {label.max()}")
-            sums.index_add_(0, label, embedding.double())
+            embedding, label = embedding.to(device).double(), label.to(device)
+            sums.index_add_(0, label, embedding)
             counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
         sums, counts = (trainer.strategy.reduce(tensor, reduce_op="sum") for tensor in (sums, counts))
         empty = (counts == 0).nonzero().flatten().tolist()
@@ -96,10 +98,11 @@ class ClassMeans(L.Callback):
         return (sums / counts.unsqueeze(1)).float()
 
     def _key(self, module: Any, loader: Any) -> str:
-        digest = hashlib.sha256(f"{loader.fingerprint()} {module.teacher.mean} {module.teacher.std}".encode())
+        statistics = [None if v is None else v.tolist() for v in (module.teacher.mean, module.teacher.std)]
+        digest = hashlib.sha256(f"{loader.fingerprint()} {statistics}".encode())
         for name, tensor in module.teacher.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16
         return digest.hexdigest()[:32]
 
 

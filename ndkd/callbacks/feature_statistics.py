@@ -33,7 +33,13 @@ class FeatureStatistics(Checkpoint):
         self._values = {}  # an epoch without validation keeps none
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._values = {"student_norm": [], "projected_norm": [], "angle": [], "teacher_norm": []}
+        wanted = {
+            "student_norm": True,
+            "projected_norm": pl_module.projector is not None,
+            "angle": pl_module.class_means is not None,
+            "teacher_norm": pl_module.teacher is not None,
+        }
+        self._values = {name: [] for name, is_wanted in wanted.items() if is_wanted}
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -42,25 +48,24 @@ class FeatureStatistics(Checkpoint):
             return
         student, values = outputs.student, self._values
         values["student_norm"].append(student.embedding.float().norm(dim=1))
-        if pl_module.projector is not None:
+        if "projected_norm" in values:
             values["projected_norm"].append(student.projected.float().norm(dim=1))
-        if outputs.class_means is not None:
+        if "angle" in values:
             cosine = F.cosine_similarity(student.projected.float(), outputs.class_means[outputs.target], dim=1)
             values["angle"].append(torch.rad2deg(cosine.clamp(-1, 1).acos()))
-        if pl_module.teacher is not None and self._teacher_norms is None:
+        if "teacher_norm" in values and self._teacher_norms is None:
             values["teacher_norm"].append(pl_module.teacher_embeddings(batch)[0].float().norm(dim=1))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not self._values.get("student_norm"):
+        if not self._values:
             return
-        self._teacher_norms = self._teacher_norms or self._values["teacher_norm"]
-        self._values["teacher_norm"] = self._teacher_norms
+        if "teacher_norm" in self._values:
+            self._teacher_norms = self._values["teacher_norm"] = self._teacher_norms or self._values["teacher_norm"]
         arrays = {"norm_edges": NORM_EDGES, "angle_edges": ANGLE_EDGES}
         for name, parts in self._values.items():
-            if parts:
-                edges = ANGLE_EDGES if name == "angle" else NORM_EDGES
-                values = torch.cat(parts).cpu().numpy().clip(edges[0], edges[-1])
-                counts = torch.from_numpy(np.histogram(values, edges)[0]).to(pl_module.device)
-                arrays[name] = trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()
+            edges = ANGLE_EDGES if name == "angle" else NORM_EDGES
+            values = torch.cat(parts).cpu().numpy() if parts else np.empty(0)  # a rank may have no image
+            counts = torch.from_numpy(np.histogram(values.clip(edges[0], edges[-1]), edges)[0]).to(pl_module.device)
+            arrays[name] = trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()
         if trainer.is_global_zero:
             self.run.write_epoch("features", trainer.current_epoch, arrays)

@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ndkd.runs import Run
+from ndkd.runs import Run, write_atomically
 
 PACKAGES = ("ndkd", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 
@@ -30,7 +32,7 @@ class RunRecorder(Checkpoint):
     def __init__(self, run: Run, config: str):
         self.run, self.config = run, config
         self._started: float | None = None
-        self._predictions: list[np.ndarray] = []
+        self._predictions: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
@@ -50,15 +52,11 @@ class RunRecorder(Checkpoint):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         confidence, predicted = outputs.student.logits.float().softmax(dim=1).max(dim=1)
-        rows = torch.stack([outputs.target.float(), predicted.float(), confidence], dim=1)
-        self._predictions.append(rows.cpu().numpy())
+        self._predictions.append(torch.stack([outputs.target.float(), predicted.float(), confidence], dim=1))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = np.concatenate(self._predictions) if self._predictions else np.zeros((0, 3), np.float32)
-        if trainer.world_size > 1:
-            shards: list = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shards, rows)
-            rows = np.concatenate(shards)
+        own = list(torch.cat(self._predictions).cpu().numpy()) if self._predictions else []
+        rows = np.array(in_order(trainer, own))
         if not trainer.is_global_zero:
             return
         epoch, logged = trainer.current_epoch, trainer.callback_metrics.items()
@@ -76,9 +74,25 @@ class RunRecorder(Checkpoint):
             self.run.update_status(state="finished", seconds=round(time.time() - self._started, 3))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and self.run.config.is_file() and trainer.state.fn == "fit":
-            stopped = isinstance(exception, KeyboardInterrupt)
+        if trainer.is_global_zero and self._started is not None and trainer.state.fn == "fit":
+            stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))  # Lightning makes SIGTERM a SystemExit
             self.run.update_status(state="interrupted" if stopped else "failed", error=str(exception).split("\n")[0])
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints written whole or not at all, wherever the folder for temporary files is."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def in_order(trainer: L.Trainer, rows: list[Any]) -> list[Any]:
+    """The rows of all ranks in the order of the images: rank r has every world_size-th, from the r-th on."""
+    if trainer.world_size == 1:
+        return rows
+    shards: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(shards, rows)
+    return [shard[step] for step in range(len(shards[0])) for shard in shards if step < len(shard)]
 
 
 def checkpoint_callbacks(run: Run) -> list[ModelCheckpoint]:

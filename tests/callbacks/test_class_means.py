@@ -137,6 +137,7 @@ def test_cache(fit, make_module, terms, tiny_data, teacher_checkpoint, tmp_path,
     others = {
         "weights": {"teacher": ModelConfig("cifar/resnet8", checkpoint=tmp_path / "other.pth")},
         "normalisation": {"teacher": ModelConfig("cifar/resnet8", teacher_checkpoint, mean=[0.4] * 3, std=[0.2] * 3)},
+        "fifth digit": {"teacher": ModelConfig("cifar/resnet8", teacher_checkpoint, mean=[0.40001] * 3, std=[0.2] * 3)},
         "images": {"data": tiny_data(pad=2, seed=5)},
         "augmentation": {"augment": True},
     }

@@ -3,13 +3,14 @@
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 
-from ndkd.callbacks import RunRecorder, checkpoint_callbacks
+from ndkd.callbacks import AtomicCheckpoints, RunRecorder, checkpoint_callbacks, in_order
 from ndkd.callbacks.run_recorder import git_commit, versions
 from ndkd.runs import Run
 
@@ -83,6 +84,29 @@ def test_best_is_the_epoch_of_the_best_validation_accuracy(record, tiny_data):
     assert torch.load(run.checkpoint("best"), weights_only=True)["epoch"] == int(np.argmax(accuracies))
     assert torch.load(run.checkpoint("last"), weights_only=True)["epoch"] == 3
     assert sorted(file.name for file in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(7, 2), (6, 3), (1, 2), (0, 2), (5, 1)])
+def test_rows_of_all_ranks_come_in_order(monkeypatch, size, world_size):
+    shards = [list(range(rank, size, world_size)) for rank in range(world_size)]
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda out, own: out.__setitem__(slice(None), shards))
+    trainer = SimpleNamespace(world_size=world_size)
+    assert in_order(trainer, shards[0]) == list(range(size))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"epoch": 1}, path)
+
+    def half(checkpoint, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("torch.save", half)
+    with pytest.raises(OSError, match="^disk full$"):
+        AtomicCheckpoints().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_commit_is_marked_where_files_differ(tmp_path, monkeypatch):
