@@ -20,6 +20,7 @@ from ndkd.models.features import FeatureExtractor
 from ndkd.models.output import ModelOutput
 from ndkd.models.projector import Projector
 from ndkd.models.teacher import freeze
+from ndkd.runs import differences
 from ndkd.seeds import run_seed, seed_torch
 
 FORMAT = 1  # of the hyper-parameters inside a checkpoint
@@ -356,9 +357,8 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what this stage has built, and say where the configuration differs from the checkpoint's."""
         stored = checkpoint.get("hyper_parameters", {})
-        for name, value in _flat(self.hparams).items():
-            if name in _flat(stored) and _flat(stored)[name] != value:
-                print(f"ndkd: {name} is {value} in the configuration, {_flat(stored)[name]} in the checkpoint")
+        for name, (value, before) in differences(self.hparams, stored).items():
+            print(f"ndkd: {name} is {value} in the configuration, {before} in the checkpoint")
         if self.class_means is None and "class_means" in checkpoint["state_dict"]:
             self.class_means = torch.empty_like(checkpoint["state_dict"]["class_means"])
         own = self.state_dict()
@@ -399,13 +399,6 @@ def _portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:
         for name, value in (("mean", built.mean), ("std", built.std))
     }
     return asdict(replace(config, checkpoint=None, pretrained=False, classifier=built.classifier, **statistics))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _drop_teacher(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:

@@ -53,6 +53,9 @@ class Run:
     def start(self, config: str, first_epoch: int) -> None:
         """Write the configuration; keep of an earlier start only what precedes the first epoch."""
         write_atomically(self.config, lambda file: file.write(config.encode()))
+        for folder in (self.path, self.checkpoints, self.path / "predictions", self.path / "features"):
+            for half_written in folder.glob(".*.[0-9]*"):  # by a process that was killed
+                half_written.unlink()
         self._write_rows("metrics.csv", [row for row in self.metrics() if int(row["epoch"]) < first_epoch])
         for kind in ("predictions", "features"):
             for file in (self.path / kind).glob("*.npz"):
@@ -116,3 +119,19 @@ def write_atomically(path: Path, write: Callable[[io.BufferedWriter], Any]) -> P
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Entries of nested dictionaries that both have, with other values.
+
+    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 0, "c": 2}, "d": 3})
+    {'a.b': (1, 0)}
+    """
+    found = {}
+    for key in now.keys() & before.keys():
+        values = now[key], before[key]
+        if all(isinstance(value, dict) for value in values):
+            found |= differences(*values, prefix=f"{prefix}{key}.")
+        elif values[0] != values[1]:
+            found[f"{prefix}{key}"] = values
+    return dict(sorted(found.items()))

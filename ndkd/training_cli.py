@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -33,7 +34,7 @@ from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.parser_errors import one_line
-from ndkd.runs import Run
+from ndkd.runs import Run, differences
 
 
 def run_command(arguments: list[str]) -> int:
@@ -168,6 +169,8 @@ class TrainingCLI(LightningCLI):
             del resolved["ckpt_path"], resolved["config"]
             text = self._parser("fit").dump(resolved, skip_unset=False, skip_validation=True)
             run = self.run_folder
+            if self.config.fit.ckpt_path and rank_zero_only.rank == 0:
+                _say_what_changed(run, text)
             callbacks = [*callbacks, FeatureStatistics(run), RunRecorder(run, text), *checkpoint_callbacks(run)]
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
         else:
@@ -231,6 +234,15 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     if run is None:
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not lie in a run folder: give its --config FILE too")
     return [command, "--config", str(run.config), "--run_dir", str(run.path), *options]
+
+
+def _say_what_changed(run: Run, config: str) -> None:
+    """Before a resume, a line for each entry of the configuration that differs from the run's so far."""
+    before = yaml.safe_load(run.config.read_text()) if run.config.is_file() else {}
+    for name, (value, old) in differences(yaml.safe_load(config), before).items():
+        if name != "trainer.max_epochs":
+            kept = "; a resumed optimizer keeps its own" if ".optimizer." in name else ""
+            print(f"ndkd: {name} is {value} in the configuration, {old} in the run so far{kept}")
 
 
 def known_classes() -> dict[str, list[str]]:

@@ -219,6 +219,19 @@ def test_a_mistake_in_a_resume_does_not_spoil_a_finished_run(finished, workplace
     assert run.status() == before
 
 
+def test_a_resume_says_what_changed(finished, workplace):
+    optimizer = "model.init_args.optimizer.init_args.lr"
+    changed = ["--seed_everything=5", f"--{optimizer}=0.01", "--run_dir=runs/digits/kd++", "--trainer.max_epochs=2"]
+    status, out, _ = ndkd(*KDPP, *SHORT, "--ckpt_path=last", *changed)
+    assert status == 0
+    said = [line for line in out.splitlines() if line.startswith("ndkd: ")]
+    assert said == [
+        f"ndkd: {optimizer} is 0.01 in the configuration, 0.1 in the run so far; a resumed optimizer keeps its own",
+        "ndkd: seed_everything is 5 in the configuration, 0 in the run so far",
+        "ndkd: trainer.limit_test_batches is 2.0 in the configuration, 1.0 in the run so far",
+    ]
+
+
 def test_fit_goes_on_from_the_last_epoch_only(finished, workplace):
     status, _, err = ndkd(*KDPP, *SHORT, "--ckpt_path=best")
     assert status == 2

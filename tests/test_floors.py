@@ -22,7 +22,7 @@ FLOORS = {
     "ndkd.seeds": (set(), {"torch", "numpy"}),
     "ndkd.runs": (set(), {"numpy"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn"}),
-    "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
+    "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
     "ndkd.callbacks": (
         {*BASE, "ndkd.runs"},
         {"torch", "lightning", "numpy", "safetensors", "tqdm"},
@@ -30,7 +30,7 @@ FLOORS = {
     "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
     "ndkd.errors": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
-    "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm"}),
+    "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
     "ndkd.cli": ({*BASE, "ndkd.training_cli"}, set()),
     "ndkd.__main__": ({"ndkd.cli"}, set()),
     "ndkd": (set(), set()),

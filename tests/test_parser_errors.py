@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from ndkd import errors, parser_errors, training_cli
+from ndkd import errors, parser_errors, runs, training_cli
 from ndkd.errors import one_of
 from ndkd.parser_errors import one_line
 
@@ -44,7 +44,7 @@ def test_nearest_names_else_some_of_them():
     assert one_of("zzz", [str(n) for n in range(30)], most=2) == "known: 0, 1, 2, 3, 4, 5, 6, 7, …"
 
 
-@pytest.mark.parametrize("module", [errors, parser_errors, training_cli])
+@pytest.mark.parametrize("module", [errors, parser_errors, runs, training_cli])
 def test_examples(module):
     results = doctest.testmod(module)
     assert results.attempted

@@ -63,6 +63,15 @@ def test_start_keeps_only_what_precedes_the_first_epoch(run):
     assert run.status() == {"state": "failed"}
 
 
+def test_start_clears_what_a_killed_process_was_writing(run):
+    run.start("seed: 1", 0)
+    for half in (run.path / ".status.json.77", run.checkpoints / ".last.ckpt.77"):
+        half.parent.mkdir(exist_ok=True)
+        half.touch()
+    run.start("seed: 1", 0)
+    assert files(run) == ["config.yaml", "metrics.csv", "status.json"]
+
+
 def test_arrays_of_an_epoch(run):
     arrays = {"target": np.arange(3, dtype=np.int32), "confidence": np.array([0.5, 0.25, 1], np.float16)}
     run.write_epoch("predictions", 12, arrays)
