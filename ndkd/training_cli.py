@@ -191,7 +191,8 @@ class TrainingCLI(LightningCLI):
         if not run.is_used:
             raise NdkdError("no epoch was trained: there was no batch of training images")
         results = {}
-        if is_overridden("test_dataloader", self.datamodule, L.LightningDataModule):
+        has_test = is_overridden("test_dataloader", self.datamodule, L.LightningDataModule)
+        if has_test and self.trainer.limit_test_batches:
             kept = [name for name in ("last", "best") if run.checkpoint(name).exists()]  # best wants validation images
             results = {name: self._test(run.checkpoint(name)) for name in kept}
         if not self.trainer.is_global_zero:

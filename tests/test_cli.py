@@ -442,6 +442,13 @@ def test_a_finished_run_has_nothing_left_to_train(finished, workplace):
     assert run.status()["state"] == "finished"
 
 
+def test_without_test_images_there_is_no_accuracy(workplace):
+    status, out, err = ndkd(*KDPP, *SHORT, "--trainer.limit_test_batches=0", "--run_dir=untested")
+    assert status == 0, err
+    assert "test accuracy" not in out
+    assert out.strip().endswith("run folder: untested")
+
+
 def test_without_validation_there_is_no_best(workplace):
     status, out, err = ndkd(*KDPP, *SHORT, "--trainer.limit_val_batches=0", "--run_dir=unvalidated")
     assert status == 0, err
