@@ -21,7 +21,7 @@ FLOORS = {
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
     "ndkd.runs": (set(), {"numpy"}),
-    "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn"}),
+    "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
     "ndkd.callbacks": (
         {*BASE, "ndkd.runs"},

@@ -35,7 +35,8 @@ class ShardedOrder:
 class InMemoryLoader:
     """Iterates over (images, target) batches; images are float32 (B, c, h, w) in [0, 1], channels last in memory.
 
-    The last batch may be smaller; in training a last batch of one image is left out, BatchNorm cannot use it.
+    On a GPU the whole set lives there and batches are cut out there. The last batch may be smaller; in training a last
+    batch of one image is left out, BatchNorm cannot use it.
 
     Args:
         images: uint8 (N, h, w, c).
@@ -44,9 +45,10 @@ class InMemoryLoader:
         shuffle: a new order every epoch (training), or the given one.
         pad: random crop after padding by this many black pixels on each side; 0 for none.
         flip: random horizontal flip.
-        seed: with epoch and rank, decides order and augmentation.
+        seed: with epoch and rank, decides order and augmentation, whatever the device.
         rank: this process.
         world_size: number of processes that share the images.
+        device: where the batches are wanted.
     """
 
     batch_sampler = None  # the trainer asks for it wherever there is a sampler
@@ -62,14 +64,15 @@ class InMemoryLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | str = "cpu",
     ):
         self.images, self.target = images, target.astype(np.int64)
-        self.batch_size, self.pad, self.flip = batch_size, pad, flip
+        self.batch_size, self.pad, self.flip, self.device = batch_size, pad, flip, torch.device(device)
         self.sampler = ShardedOrder(len(images), shuffle, seed, rank, world_size)  # the trainer sets its epoch
-        height, width = images.shape[1:3]
-        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-        self._windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c): a view on the padded images
+        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
+        cut = CutOnCPU if self.device.type == "cpu" else CutOnDevice
+        self._cut = cut(padded, images.shape[1:3], self.device)
+        self._target = torch.from_numpy(self.target).to(self.device)
 
     def __len__(self) -> int:
         return len(self._batches())
@@ -78,7 +81,10 @@ class InMemoryLoader:
         order = self.sampler
         random = generator(order.seed, order.epoch, order.rank)
         for indices in self._batches():
-            yield self._images(indices, random), torch.from_numpy(self.target[indices])
+            y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
+            flipped = random.random(len(indices)) < 0.5 if self.flip else None
+            images = self._cut(indices, y, x, flipped)
+            yield images.permute(0, 3, 1, 2).float().div_(255), self._target[torch.from_numpy(indices)]
 
     def fingerprint(self) -> str:
         """Digest of the images, targets and augmentation, whatever the order and the rank."""
@@ -96,10 +102,41 @@ class InMemoryLoader:
             batches.pop()
         return batches
 
-    def _images(self, indices: np.ndarray, random: np.random.Generator) -> Tensor:
-        y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
-        images = self._windows[indices, y, x]
-        if self.flip:
-            flipped = random.random(len(indices)) < 0.5
+
+class CutOnCPU:
+    """Cut windows out of padded images with NumPy: a view of all windows makes it one copy per image.
+
+    Args:
+        padded: uint8 (N, H, W, c).
+        size: (h, w) of a window.
+        device: not used.
+    """
+
+    def __init__(self, padded: np.ndarray, size: tuple[int, int], device: torch.device):
+        windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))
+        self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
+
+    def __call__(self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None) -> Tensor:
+        """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``."""
+        images = self.windows[indices, y, x]
+        if flipped is not None:
             images[flipped] = images[flipped, :, ::-1]
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
+        return torch.from_numpy(images)
+
+
+class CutOnDevice:
+    """The same on a GPU, where the images live: a gather by rows and columns."""
+
+    def __init__(self, padded: np.ndarray, size: tuple[int, int], device: torch.device):
+        self.padded = torch.from_numpy(padded).to(device)
+        self.rows, self.columns = (torch.arange(n, device=device) for n in size)
+
+    def __call__(self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None) -> Tensor:
+        mirrored = np.zeros_like(x) if flipped is None else flipped.astype(x.dtype)
+        # one transfer for everything that was drawn, without waiting for it
+        drawn = torch.from_numpy(np.stack([indices, y, x, mirrored]))
+        drawn = drawn.pin_memory() if self.padded.is_cuda else drawn
+        index, y, x, mirrored = drawn.to(self.padded.device, non_blocking=True)
+        rows = y[:, None] + self.rows
+        columns = torch.where(mirrored[:, None] == 1, self.columns.flip(0), self.columns) + x[:, None]
+        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import functional as F
 
-from ndkd.data.in_memory import InMemoryLoader
+from ndkd.data.in_memory import CutOnCPU, CutOnDevice, InMemoryLoader
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
@@ -129,3 +130,23 @@ def test_fingerprint_changes_with_images_targets_and_augmentation():
     assert len(set(prints)) == len(prints)
     for same in (loader(shuffle=True), loader(batch_size=3), loader(rank=1, world_size=2), loader(seed=1)):
         assert same.fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"pad": 2}, {"flip": True}, {"pad": 2, "flip": True, "shuffle": True}])
+def test_cutting_where_the_images_live_gives_the_same_pixels(monkeypatch, options):
+    wanted = epoch(loader(**options))
+    monkeypatch.setattr("ndkd.data.in_memory.CutOnCPU", CutOnDevice)
+    assert all(map(torch.equal, epoch(loader(**options)), wanted))
+
+
+def test_pixels_are_those_of_torchvision_at_the_same_offsets_and_flips():
+    pad, padded = 2, np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    cut, random = CutOnCPU(padded, (6, 5), torch.device("cpu")), np.random.default_rng(1)
+    indices, flipped = np.arange(23), random.random(23) < 0.5
+    y, x = random.integers(0, 2 * pad + 1, (2, 23))
+    for image, *where in zip(cut(indices, y, x, flipped), IMAGES, y, x, flipped, strict=True):
+        plain, top, left, is_flipped = where
+        expected = F.crop(F.pad(F.to_pil_image(plain), pad), int(top), int(left), 6, 5)
+        expected = F.hflip(expected) if is_flipped else expected
+        assert np.array_equal(image.numpy(), np.asarray(expected))
+        torch.testing.assert_close(image.permute(2, 0, 1).float() / 255, F.to_tensor(expected), rtol=0, atol=1e-6)

@@ -1,0 +1,75 @@
+"""CIFAR-10 and CIFAR-100: https://www.cs.toronto.edu/~kriz/cifar.html."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from ndkd.data.in_memory_module import InMemoryDataModule, Part
+from ndkd.errors import NdkdError
+
+
+class CIFAR10DataModule(InMemoryDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test images, 32×32, read by torchvision.
+
+    Args:
+        root: folder that holds the archive or the unpacked files.
+        download: fetch them if they are not there.
+        train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
+        val_size: number of validation images, split off from the training ones; 0 validates on the test images.
+        batch_size: images per step and process.
+        pad: random crop after padding by this many pixels; 0 for none.
+        flip: random horizontal flip.
+
+    Raises:
+        NdkdError: files that are neither there nor to be had, or are damaged.
+    """
+
+    dataset = datasets.CIFAR10
+    num_classes = 10
+    image_shape = (3, 32, 32)
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2471, 0.2435, 0.2616)
+
+    def __init__(
+        self,
+        root: Path = Path("data"),
+        download: bool = True,
+        train_size: int | None = None,
+        val_size: int = 0,
+        batch_size: int = 128,
+        pad: int = 4,
+        flip: bool = True,
+    ):
+        super().__init__(train_size, val_size, batch_size, pad, flip)
+        self.root, self.download = Path(root), download
+
+    def prepare_data(self) -> None:
+        archive, unpacked = self.root / self.dataset.filename, self.root / self.dataset.base_folder
+        try:
+            self.dataset(self.root, download=self.download or archive.is_file())
+        except (OSError, RuntimeError) as error:
+            state = "damaged" if archive.is_file() or unpacked.is_dir() else "not there"
+            raise NdkdError(
+                f"{self.dataset.__name__}: {archive} and {unpacked} are {state}, and a download did not help "
+                f"({' '.join(str(error).split())}); get {self.dataset.url} elsewhere and put it at {archive}"
+            ) from error
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.parts:
+            train, test = (self.dataset(self.root, train=is_train) for is_train in (True, False))
+            self.class_names = tuple(train.classes)
+            self.keep({"train": _arrays(train), "test": _arrays(test)})
+
+
+class CIFAR100DataModule(CIFAR10DataModule):
+    """CIFAR-100: as :class:`CIFAR10DataModule`, with 100 classes."""
+
+    dataset = datasets.CIFAR100
+    num_classes = 100
+    mean = (0.5071, 0.4867, 0.4408)
+    std = (0.2675, 0.2565, 0.2761)
+
+
+def _arrays(dataset: datasets.CIFAR10) -> Part:
+    return np.ascontiguousarray(dataset.data), np.array(dataset.targets, dtype=np.int64)

@@ -1,0 +1,112 @@
+"""Anyone's small images, a folder per class, kept in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+
+from ndkd.data.in_memory_module import InMemoryDataModule, Part
+from ndkd.errors import NdkdError
+
+
+class InMemoryImageFolderDataModule(InMemoryDataModule):
+    """Small images in ``root/train/CLASS/*``, ``root/test/CLASS/*`` and, where it exists, ``root/val/CLASS/*``.
+
+    The classes are the folders' names in alphabetical order; files that are no images are passed over. Mean and
+    standard deviation are those of the training images.
+
+    Args:
+        root: the folder.
+        image_size: height and width to resize to; by default all images must be of one size already.
+        train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
+        val_size: number of validation images, split off from the training ones; 0 validates on ``val`` or else on
+            ``test``.
+        batch_size: images per step and process.
+        pad: random crop after padding by this many pixels; 0 for none.
+        flip: random horizontal flip.
+
+    Raises:
+        NdkdError: a missing split, classes that differ between splits, a class without images, a file that cannot be
+            read, images of several sizes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        image_size: int | None = None,
+        train_size: int | None = None,
+        val_size: int = 0,
+        batch_size: int = 128,
+        pad: int = 4,
+        flip: bool = True,
+    ):
+        super().__init__(train_size, val_size, batch_size, pad, flip)
+        self.root, self.image_size = Path(root), image_size
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        splits = [split for split in ("train", "val", "test") if split != "val" or (self.root / "val").is_dir()]
+        files = {split: image_files(self.root / split) for split in splits}
+        self.class_names = tuple(files["train"])
+        for split in splits[1:]:
+            if other := sorted(set(files[split]) ^ set(self.class_names)):
+                raise NdkdError(f"{self.root}: train and {split} have different classes: {', '.join(other[:5])}")
+        self.num_classes = len(self.class_names)
+        parts = {split: self._read(files[split]) for split in splits}
+        images = parts["train"][0]
+        self.image_shape = (images.shape[3], *images.shape[1:3])
+        self.mean, self.std = _statistics(images)
+        self.keep(parts)
+
+    def _read(self, files: dict[str, list[Path]]) -> Part:
+        paths = [path for of_class in files.values() for path in of_class]
+        target = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
+        size = self.image_size and (self.image_size, self.image_size)
+        first = size or read_image(paths[0], None).shape[:2]
+        images = np.empty((len(paths), *first, 3), np.uint8)
+        with ThreadPoolExecutor() as pool:  # decoding runs beside Python
+            for number, image in enumerate(pool.map(lambda path: read_image(path, size), paths)):
+                if image.shape[:2] != first:
+                    found, wanted = ("×".join(map(str, shape)) for shape in (image.shape[:2], first))
+                    raise NdkdError(f"image {paths[number]} is {found}, wanted {wanted} as the first; set image_size")
+                images[number] = image
+        return images, target
+
+
+def image_files(split: Path) -> dict[str, list[Path]]:
+    """Images of each class in a split's folder, both in alphabetical order."""
+    if not split.is_dir():
+        raise NdkdError(f"there is no folder {split}: wanted {split}/CLASS/IMAGE.jpg (or .png, …)")
+    folders = sorted(folder for folder in split.iterdir() if folder.is_dir())
+    if not folders:
+        raise NdkdError(f"{split} holds no class folder: wanted {split}/CLASS/IMAGE.jpg (or .png, …)")
+    files = {f.name: sorted(p for p in f.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS) for f in folders}
+    if empty := [name for name, of_class in files.items() if not of_class]:
+        raise NdkdError(f"class folder {split / empty[0]} holds no image ({', '.join(IMG_EXTENSIONS)})")
+    return files
+
+
+def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """An image as uint8 (h, w, 3).
+
+    Raises:
+        NdkdError: names the file that cannot be read.
+    """
+    try:
+        image = default_loader(str(path))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise NdkdError(f"image {path} cannot be read ({error}): replace or remove it") from error
+    return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of pixels in [0, 1], a block of images at a time."""
+    sums = np.zeros((2, images.shape[3]))
+    for start in range(0, len(images), 1000):
+        block = images[start : start + 1000].reshape(-1, images.shape[3]) / 255
+        sums += block.sum(axis=0), np.square(block).sum(axis=0)
+    mean, square = sums / (images.size / images.shape[3])
+    return tuple(mean.round(4).tolist()), tuple(np.sqrt(square - mean**2).round(4).tolist())

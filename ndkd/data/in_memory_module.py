@@ -1,0 +1,97 @@
+"""What the DataModules of small images share."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as L
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from ndkd.data.in_memory import InMemoryLoader
+from ndkd.errors import NdkdError
+from ndkd.seeds import run_seed
+
+Part = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
+
+
+class InMemoryDataModule(L.LightningDataModule):
+    """Small images in memory: a validation split, scarce labels, augmentation of whole batches.
+
+    A subclass says ``num_classes``, ``class_names``, ``image_shape``, ``mean`` and ``std``; its ``setup`` calls
+    :meth:`keep`.
+
+    Args:
+        train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
+        val_size: number of validation images, split off from the training ones; 0 validates on the test images.
+        batch_size: images per step and process.
+        pad: random crop after padding by this many pixels; 0 for none.
+        flip: random horizontal flip.
+
+    Raises:
+        NdkdError: sizes that the set cannot give.
+    """
+
+    num_classes: int
+    class_names: Sequence[str]
+    image_shape: tuple[int, int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __init__(self, train_size: int | None, val_size: int, batch_size: int, pad: int, flip: bool):
+        super().__init__()
+        if batch_size < 2:
+            raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
+        if pad < 0:
+            raise NdkdError(f"pad: wanted a number of pixels, got {pad}")
+        self.train_size, self.val_size, self.batch_size, self.pad, self.flip = (
+            train_size,
+            val_size,
+            batch_size,
+            pad,
+            flip,
+        )
+        self.parts: dict[str, Part] = {}
+
+    @property
+    def validates_on_test(self) -> bool:
+        """Whether "best" is chosen on the test images."""
+        return self.parts["val"] is self.parts["test"]
+
+    def keep(self, parts: dict[str, Part]) -> None:
+        """Take the parts ``train``, ``test`` and, where the set has one, ``val``; split off what is asked."""
+        if self.val_size:
+            parts["train"], parts["val"] = self._split(parts["train"], self.val_size, "val_size")
+        parts.setdefault("val", parts["test"])
+        if self.train_size is not None and self.train_size != len(parts["train"][1]):
+            parts["train"] = self._split(parts["train"], self.train_size, "train_size")[1]
+        self.parts = parts
+
+    def train_dataloader(self) -> InMemoryLoader:
+        return self._loader("train", shuffle=True, pad=self.pad, flip=self.flip)
+
+    def class_mean_dataloader(self, augment: bool = False) -> InMemoryLoader:
+        """One pass over the training images, in order."""
+        return self._loader("train", pad=self.pad if augment else 0, flip=self.flip and augment)
+
+    def val_dataloader(self) -> InMemoryLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> InMemoryLoader:
+        return self._loader("test")
+
+    predict_dataloader = test_dataloader
+
+    def _loader(self, part: str, **options) -> InMemoryLoader:
+        if self.trainer:
+            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+            options |= {"device": self.trainer.strategy.root_device}
+        return InMemoryLoader(*self.parts[part], self.batch_size, seed=run_seed(), **options)
+
+    def _split(self, part: Part, size: int, option: str) -> tuple[Part, Part]:
+        """Split ``size`` images off, stratified and the same for every seed: (the others, those)."""
+        (images, target), fewest = part, self.num_classes
+        most = len(target) - fewest
+        if not fewest <= size <= most:
+            raise NdkdError(f"{option}: wanted {fewest} to {most} images (there are {len(target)}), got {size}")
+        others, chosen = train_test_split(np.arange(len(target)), test_size=size, stratify=target, random_state=0)
+        others, chosen = np.sort(others), np.sort(chosen)
+        return (images[others], target[others]), (images[chosen], target[chosen])
