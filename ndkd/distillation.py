@@ -94,8 +94,8 @@ class DistillationModule(L.LightningModule):
     ):
         super().__init__()
         # in a dictionary, so that a ready model is not registered a second time
-        self.sources = {"student": student, "teacher": teacher}
-        self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in self.sources.items()}
+        sources = {"student": student, "teacher": teacher}
+        self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

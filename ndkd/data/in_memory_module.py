@@ -42,13 +42,8 @@ class InMemoryDataModule(L.LightningDataModule):
             raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
         if pad < 0:
             raise NdkdError(f"pad: wanted a number of pixels, got {pad}")
-        self.train_size, self.val_size, self.batch_size, self.pad, self.flip = (
-            train_size,
-            val_size,
-            batch_size,
-            pad,
-            flip,
-        )
+        self.train_size, self.val_size, self.batch_size = train_size, val_size, batch_size
+        self.pad, self.flip = pad, flip
         self.parts: dict[str, Part] = {}
 
     @property
