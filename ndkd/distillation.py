@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch._inductor import list_mode_options
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric, MetricCollection
@@ -19,7 +20,7 @@ from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
 from ndkd.models.output import ModelOutput
 from ndkd.models.projector import Projector
-from ndkd.models.teacher import freeze
+from ndkd.models.teacher import fold_batchnorm, freeze
 from ndkd.runs import differences
 from ndkd.seeds import run_seed, seed_torch
 
@@ -103,6 +104,7 @@ class DistillationModule(L.LightningModule):
         self.teacher: FeatureExtractor | None = None
         self.projector: nn.Module | None = None
         self.loss_modules: nn.ModuleDict | None = None
+        self.is_compiled = False
         self.register_buffer("class_means", None)
         self.hparams.update(format=FORMAT, num_classes=num_classes, class_names=class_names)
         self.register_state_dict_post_hook(_drop_teacher)
@@ -165,6 +167,7 @@ class DistillationModule(L.LightningModule):
                 raise NdkdError(f"loss {name}: {error}") from error
             term.loss.train()
         self.loss_modules = nn.ModuleDict({name: term.loss for name, term in self.losses.items()})
+        self._compile()
         # equal on every rank: neither in DDP's buckets nor broadcast every step
         names = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
         constant = [name for name in names if name.startswith(("teacher.", "class_means"))]
@@ -180,12 +183,24 @@ class DistillationModule(L.LightningModule):
                 f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true"
             )
         teacher = self._extractor(source, getattr(self.trainer, "datamodule", None))
-        self.teacher = freeze(teacher).to(memory_format=self.memory_format)
+        freeze(teacher)
+        if isinstance(source, ModelConfig):  # a ready model is its owner's
+            fold_batchnorm(teacher.model)
+        self.teacher = teacher.to(memory_format=self.memory_format)
         if "student.projected" in used and self.student.embedding_dim != self.teacher.embedding_dim:
             self.projector = Projector(self.student.embedding_dim, self.teacher.embedding_dim)
         if "class_means" in used:
             shape = (self.hparams["num_classes"], self.teacher.embedding_dim)
             self.class_means = torch.full(shape, float("nan"))  # the ClassMeans callback fills them
+
+    def _compile(self) -> None:
+        """After the dry forward, which would be compiled for its own batch size and device."""
+        for name, model in (("student", self.student), ("teacher", self.teacher)):
+            mode = getattr(self.sources[name], "compile", None)
+            if mode and model is not None:
+                # weights that never change can be laid out for the kernels
+                model.compile(dynamic=False, options={**list_mode_options(mode), "freezing": name == "teacher"})
+                self.is_compiled = True
 
     def _extractor(self, source: ModelConfig | nn.Module, data: Any) -> FeatureExtractor:
         mean, std = getattr(data, "mean", None), getattr(data, "std", None)
@@ -243,6 +258,8 @@ class DistillationModule(L.LightningModule):
         """A batch through the student and, in training, the teacher."""
         images, target = batch
         images = images.to(memory_format=self.memory_format)
+        if self.is_compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last batch left may be overwritten
         student = self.student(images)
         if self.projector is not None:
             student.projected = self.projector(student.embedding)
@@ -398,7 +415,8 @@ def _portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:
         name: None if value is None else [round(v, 6) for v in value.flatten().tolist()]
         for name, value in (("mean", built.mean), ("std", built.std))
     }
-    return asdict(replace(config, checkpoint=None, pretrained=False, classifier=built.classifier, **statistics))
+    config = replace(config, checkpoint=None, pretrained=False, compile=None)
+    return asdict(replace(config, classifier=built.classifier, **statistics))
 
 
 def _drop_teacher(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:

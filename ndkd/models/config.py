@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
 from ndkd.models.factory import build_model, default_statistics
@@ -24,6 +24,8 @@ class ModelConfig:
         mean: per channel; by default the checkpoint's own, torchvision's or timm's, else the data's.
         std: per channel, likewise.
         kwargs: for the model's constructor.
+        compile: ``torch.compile`` it for training, in this mode; ``reduce-overhead`` uses CUDA graphs. It costs about
+            a minute at the start, and needs a C++ compiler.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ModelConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
 
     def build(self, num_classes: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> FeatureExtractor:
         """The model with its weights, reading images in [0, 1]; ``mean`` and ``std`` are the data's.
