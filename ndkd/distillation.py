@@ -196,10 +196,11 @@ class DistillationModule(L.LightningModule):
     def _compile(self) -> None:
         """After the dry forward, which would be compiled for its own batch size and device."""
         for name, model in (("student", self.student), ("teacher", self.teacher)):
-            mode = getattr(self.sources[name], "compile", None)
-            if mode and model is not None:
+            source = self.sources[name]
+            if model is not None and isinstance(source, ModelConfig) and source.compile:
                 # weights that never change can be laid out for the kernels
-                model.compile(dynamic=False, options={**list_mode_options(mode), "freezing": name == "teacher"})
+                options = {**list_mode_options(source.compile), "freezing": name == "teacher"}
+                model.compile(dynamic=False, options=options)
                 self.is_compiled = True
 
     def _extractor(self, source: ModelConfig | nn.Module, data: Any) -> FeatureExtractor:

@@ -59,6 +59,12 @@ def run_command(arguments: list[str]) -> int:
         raise NdkdError(one_line(str(error), known_classes())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
         raise NdkdError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        raise NdkdError(f"a model cannot be compiled: {str(error).splitlines()[0]}; leave out its compile") from error
     except SystemExit as exit:  # Lightning's way out after Ctrl-C and SIGTERM, and the parser's after its help
         stopped = exit.code == 1 or isinstance(exit, SIGTERMException)
         if stopped and arguments[0] == "fit":

@@ -420,6 +420,17 @@ def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
     assert not list(Path(".").rglob(".*.[0-9]*")), "a temporary file was left"
 
 
+def test_compiling_without_a_compiler(workplace):
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": ("nowhere",), "force_disable_caches": True}):
+        status, _, err = ndkd(*KDPP, *SHORT, "--model.init_args.student.compile=default", "--run_dir=uncompiled")
+    assert status == 2
+    *_, line = err.strip().splitlines()
+    assert re.match("ndkd: a model cannot be compiled: .*No working C.. compiler.*; leave out its compile$", line)
+    assert not Path("uncompiled").exists()
+
+
 def test_used_run_folder_is_refused_and_unharmed(finished, workplace):
     run, _ = finished
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}

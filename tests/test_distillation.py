@@ -1,6 +1,7 @@
 """The objective, the models and the checkpoints of a run, whatever its loss terms."""
 
 import re
+import shutil
 from functools import partial
 
 import lightning.pytorch as L
@@ -16,6 +17,8 @@ from ndkd.errors import NdkdError
 from ndkd.losses import CosineLoss, KDLoss, L2Loss, ReviewKDLoss, SIFNLoss, kd_loss, nd_loss
 from ndkd.models import FeatureExtractor, ModelConfig, build_model
 from ndkd.runs import Run
+
+TAPS = ["layer1", "layer2", "layer3", "avgpool"]
 
 
 class Watch(L.Callback):
@@ -35,6 +38,13 @@ class Watch(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"])
+
+
+class FrozenTeacher(L.Callback):
+    """Keeps the teacher as it was before the first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = {name: tensor.clone() for name, tensor in pl_module.teacher.state_dict().items()}
 
 
 class Spoiled(nn.Module):
@@ -60,6 +70,17 @@ class Viewing(nn.Module):
 
     def forward(self, images):
         return self.fc(self.conv(images).view(len(images), -1))
+
+
+class Small(nn.Module):
+    """A student that compiles in a moment."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.norm(self.conv(images)).relu().mean((2, 3)))
 
 
 def is_training(module):
@@ -244,10 +265,16 @@ def test_evaluation_needs_no_teacher(make_module, make_trainer, terms, tiny_data
     assert module.teacher is None
 
 
-def test_teacher_is_frozen_and_all_else_is_trained(fit, make_module, terms, teacher_checkpoint):
-    module, watch = make_module(terms("ce", "kd", "nd", "review"), narrow=True), Watch()
-    trainer = fit(module, watch, epochs=2)
-    assert_equal(module.teacher.model.state_dict(), torch.load(teacher_checkpoint, weights_only=True))
+@pytest.mark.parametrize("ready", [False, True])
+def test_teacher_is_frozen_and_all_else_is_trained(fit, make_module, terms, ready_models, ready):
+    options = {"teacher": FeatureExtractor(ready_models[1], taps=TAPS)} if ready else {}
+    module, watch, frozen = (
+        make_module(terms("ce", "kd", "nd", "review"), narrow=True, **options),
+        Watch(),
+        FrozenTeacher(),
+    )
+    trainer = fit(module, watch, frozen, epochs=2)
+    assert_equal(module.teacher.state_dict(), frozen.start)
     assert set(watch.modes) == {(True, False)}
     assert all(p.grad is None and not p.requires_grad for p in module.teacher.parameters())
     names = {f"teacher.{name}" for name, _ in (*module.teacher.named_parameters(), *module.teacher.named_buffers())}
@@ -258,6 +285,17 @@ def test_teacher_is_frozen_and_all_else_is_trained(fit, make_module, terms, teac
     assert [(p.in_features, p.out_features) for p in module.projector if isinstance(p, nn.Linear)] == [(16, 64)]
     assert len(list(module.loss_modules["review"].fusions)) == 4
     assert not [name for name, tensor in module.student.state_dict().items() if torch.equal(tensor, watch.start[name])]
+
+
+def test_a_teacher_from_a_file_is_folded_and_a_ready_one_is_not(fit, make_module, terms, ready_models):
+    images = torch.rand(2, 3, 8, 8)
+    module, ready = make_module(terms("ce", "kd")), ready_models[1]
+    before = ready.eval()(images)
+    fit(module)
+    assert not [name for name in module.teacher.state_dict() if "bn" in name]
+    fit(make_module(terms("ce", "kd"), teacher=ready))
+    torch.testing.assert_close(ready(images), before)
+    assert "bn1.running_mean" in ready.state_dict()
 
 
 @pytest.fixture
@@ -340,6 +378,33 @@ def test_a_model_for_other_images(fit, make_module, terms):
 def test_class_means_that_nobody_computes(make_module, make_trainer, terms, tiny_data):
     with pytest.raises(NdkdError, match=r"^there are no class means: give the trainer callbacks=\[ClassMeans\(\)\]$"):
         make_trainer().fit(make_module(terms("ce", "nd")), datamodule=tiny_data())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_models_train_as_plain_ones(fit, make_module, terms, tiny_data, tmp_path):
+    name, weights, runs = f"{__name__}:Small", tmp_path / "small.pth", []
+    torch.save(Small(10).state_dict(), weights)
+    for mode in (None, "default"):
+        models = {"student": ModelConfig(name, compile=mode), "teacher": ModelConfig(name, weights, compile=mode)}
+        module, watch, run = make_module(terms("ce", "kd"), **models), Watch(), Run(tmp_path / str(mode))
+        fit(module, watch, *checkpoint_callbacks(run), data=tiny_data(size=16, val_size=8))
+        runs.append(watch)
+        assert {model._compiled_call_impl is None for model in (module.student, module.teacher)} == {mode is None}
+    torch.testing.assert_close(runs[1].losses, runs[0].losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(runs[1].gradients, runs[0].gradients, rtol=1e-3, atol=1e-4)
+    content = torch.load(run.checkpoint("last"), weights_only=True)
+    assert content["hyper_parameters"]["student"]["compile"] is None
+    assert "student.model.fc.weight" in content["state_dict"]
+
+
+def test_losses_are_in_float32_under_autocast(fit, make_module, terms):
+    seen, losses = [], terms("ce", "kd", "nd", "review")
+    for term in losses.values():
+        term.loss.register_forward_hook(lambda loss, inputs, value: seen.append((inputs[0], value)))
+    trainer = fit(make_module(losses, narrow=True), precision="bf16-mixed")
+    assert {value.dtype for inputs, value in seen} == {torch.float32}
+    assert torch.bfloat16 in {inputs.dtype for inputs, value in seen if torch.is_tensor(inputs)}
+    assert all(value.isfinite() for value in trainer.callback_metrics.values())
 
 
 @pytest.mark.parametrize(("interval", "rate"), [("epoch", 0.5**2), ("step", 0.5**6)])
