@@ -4,21 +4,64 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from command import REPOSITORY, ndkd
+from PIL import Image
+from torchvision import datasets
 
+from ndkd.data import CIFAR100DataModule
+from ndkd.models import build_model
 from ndkd.runs import Run
 
 CONFIGS = sorted(file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "configs").rglob("*.yaml"))
+WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFIGS}
+WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
+PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.startswith("configs/cifar_")]
+STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
+    *([name] for name in WHOLE),
+    ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
+    ["configs/cifar_r56_r20.yaml", "configs/cifar/alone.yaml", "configs/cifar/mdistiller.yaml"],
+    *([f"configs/cifar_{pair}.yaml", f"configs/cifar/{pair}/reviewkd++.yaml"] for pair in PAIRS),
+]
 METHODS = sorted((REPOSITORY / "configs" / "digits").glob("*++.yaml"))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_config_takes_a_step(config, workplace, monkeypatch):
+class SmallCIFAR100(datasets.CIFAR100):
+    """An image of each class, as torchvision would read them."""
+
+    classes, targets = [f"class {k}" for k in range(100)], list(range(100))
+
+    def __init__(self, root, train=True, download=False):
+        self.data = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def with_cifar(workplace):
+    """The workplace with a CIFAR-10 folder, and with teachers of random weights as published ones are kept."""
+    for split in ("train", "test"):
+        for number in range(20):
+            file = Path("data/cifar10-jpeg", split, f"class {number % 10}", f"{number}.jpg")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 100, 200)).save(file)
+    for content in WHOLE.values():
+        teacher = content["model"]["init_args"].get("teacher", {})
+        file = Path(teacher.get("checkpoint", ""))
+        if file.parts[:1] == ("checkpoints",) and not file.exists():
+            model = build_model(teacher["name"], num_classes=10 if "cifar10-" in file.name else 100)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, file)
+
+
+@pytest.mark.parametrize("configs", STEPS, ids=",".join)
+def test_config_takes_a_step(configs, with_cifar, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    configs = ["configs/digits/student.yaml", config] if config.startswith("configs/loggers/") else [config]
+    monkeypatch.setattr(CIFAR100DataModule, "dataset", SmallCIFAR100)
     options = [part for name in configs for part in ("--config", name)]
+    if "cifar" in configs[0]:
+        options += ["--data.init_args.batch_size=4", "--class_means.cache_dir=cache"]
     status, _, err = ndkd("fit", *options, "--trainer.fast_dev_run=true", "--run_dir", "dev")
     assert status == 0, err
     assert not Path("dev/config.yaml").exists()

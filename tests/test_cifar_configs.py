@@ -1,0 +1,178 @@
+"""README's command for each row of the paper's CIFAR-100 table gives the published recipe."""
+
+import re
+import shlex
+import sys
+from string import Template
+from typing import NamedTuple
+
+import pytest
+import yaml
+from command import REPOSITORY, ndkd
+
+from ndkd.cli import values_of
+from ndkd.data import CIFAR100DataModule
+from ndkd.training_cli import default_run_dir
+
+
+class Pair(NamedTuple):
+    """Names, the teacher's folder in mdistiller's archive, learning rates, and the weights that differ by pair."""
+
+    teacher: str
+    folder: str
+    student: str
+    rates: tuple  # of "++" rows, of baselines
+    kdpp: tuple  # kd, nd
+    dkdpp: tuple  # alpha, beta, nd
+    distpp: tuple  # dist, nd
+    reviewkdpp: tuple  # reviewkd, nd
+    dkd: float  # beta
+    reviewkd: float
+
+
+LARGE, MOBILE = (0.1, 0.05), (0.02, 0.01)
+R32X4 = ("resnet32x4", "resnet32x4_vanilla")
+PAIRS = {
+    "r56_r20": Pair("resnet56", "resnet56_vanilla", "resnet20", LARGE, (1, 2), (2.5, 4, 3.5), (2, 1), (1.2, 1), 2, 0.6),
+    "r32x4_r8x4": Pair(*R32X4, "resnet8x4", LARGE, (3.5, 2), (2, 8, 0.5), (1.5, 4), (8, 1), 8, 5),
+    "wrn": Pair("wrn_40_2", "wrn_40_2_vanilla", "wrn_40_1", LARGE, (1, 1.5), (1, 6, 1), (2.5, 3), (5, 4), 6, 5),
+    "r50_mv2": Pair(
+        "resnet50", "ResNet50_vanilla", "mobilenet_v2_half", MOBILE, (3, 0.5), (0.5, 8, 1), (7, 1), (6, 2), 8, 5
+    ),
+    "r32x4_sv1": Pair(*R32X4, "shufflenet_v1", MOBILE, (2.5, 1.5), (0.5, 8, 4), (2.5, 3), (7, 1), 8, 5),
+    "r32x4_sv2": Pair(*R32X4, "shufflenet_v2", MOBILE, (4, 0.5), (0.5, 6, 0.5), (3, 4), (8, 1.5), 8, 8),
+}
+
+
+def kd(weight, warmup):
+    return {"kd": ("KDLoss", {"temperature": 4}, weight, warmup)}
+
+
+def dkd(alpha, beta):
+    return {"dkd": ("DKDLoss", {"alpha": alpha, "beta": beta, "temperature": 4}, 1, 20)}
+
+
+def dist(parts, weight):
+    return {"dist": ("DISTLoss", {"beta": parts, "gamma": parts, "tau": 4}, weight, 20)}
+
+
+def reviewkd(weight):
+    return {"reviewkd": ("ReviewKDLoss", {}, weight, 20)}
+
+
+def nd(weight):
+    return {"nd": ("NDLoss", {}, weight, 0)}
+
+
+# The terms beside cross-entropy: class, arguments, weight, warm-up.
+TERMS = {
+    "KD++": lambda pair: kd(pair.kdpp[0], 20) | nd(pair.kdpp[1]),
+    "DKD++": lambda pair: dkd(*pair.dkdpp[:2]) | nd(pair.dkdpp[2]),
+    "DIST++": lambda pair: dist(1, pair.distpp[0]) | nd(pair.distpp[1]),
+    "ReviewKD++": lambda pair: reviewkd(pair.reviewkdpp[0]) | nd(pair.reviewkdpp[1]),
+    "KD": lambda pair: kd(0.9, 0),
+    "DKD": lambda pair: dkd(1, pair.dkd),
+    "DIST": lambda pair: dist(2, 1),
+    "ReviewKD": lambda pair: reviewkd(pair.reviewkd),
+    "student alone": lambda pair: {},
+    "teacher alone": lambda pair: {},
+}
+
+
+def recipe(row, pair):
+    """What the paper and its baselines say, in the form of :func:`read`."""
+    is_baseline, is_alone = not row.endswith("++"), row.endswith("alone")
+    rates = LARGE if row == "teacher alone" else pair.rates
+    return {
+        "epochs": 240,
+        "student": f"cifar/{pair.teacher if row == 'teacher alone' else pair.student}",
+        "teacher": None if is_alone else f"cifar/{pair.teacher}",
+        "checkpoint": None if is_alone else f"checkpoints/cifar_teachers/{pair.folder}/ckpt_epoch_240.pth",
+        "has taps": (not is_alone, not is_alone),
+        "losses": {"ce": ("CrossEntropyLoss", {}, 0.1 if row == "KD" else 1, 0)} | TERMS[row](pair),
+        "inputs": {"ce": ["student.logits", "target"]},
+        "optimizer": ("torch.optim.SGD", rates[is_baseline], 0.9, not is_baseline, 5e-4),
+        "lr_scheduler": ("torch.optim.lr_scheduler.MultiStepLR", [150, 180, 210], 0.1),
+        "data": ("ndkd.data.CIFAR100DataModule", 64 if is_baseline else 128, 4, True),
+    }
+
+
+def read(config):
+    """The entries of a resolved configuration that make a recipe."""
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    optimizer, scheduler = model["optimizer"]["init_args"], model["lr_scheduler"]["init_args"]
+    losses, teacher = model["losses"], model["teacher"] or {}
+    numbers = ("temperature", "alpha", "beta", "gamma", "tau")
+    return {
+        "epochs": config["trainer"]["max_epochs"],
+        "student": model["student"]["name"],
+        "teacher": teacher.get("name"),
+        "checkpoint": teacher.get("checkpoint"),
+        "has taps": (bool(model["student"]["taps"]), bool(teacher.get("taps"))),
+        "losses": {
+            name: (
+                term["loss"]["class_path"].split(".")[-1],
+                {key: value for key, value in term["loss"].get("init_args", {}).items() if key in numbers},
+                term["weight"],
+                term["warmup_epochs"],
+            )
+            for name, term in losses.items()
+        },
+        "inputs": {name: term["inputs"] for name, term in losses.items() if term["inputs"]},
+        "optimizer": (
+            model["optimizer"]["class_path"],
+            *(optimizer[key] for key in ("lr", "momentum", "nesterov", "weight_decay")),
+        ),
+        "lr_scheduler": (model["lr_scheduler"]["class_path"], scheduler["milestones"], scheduler["gamma"]),
+        "data": (config["data"]["class_path"], *(data[key] for key in ("batch_size", "pad", "flip"))),
+    }
+
+
+def readme_rows():
+    """The arguments of every command by pair and row, from README's tables."""
+    section = (REPOSITORY / "README.md").read_text().split("\n## The paper's CIFAR-100 table\n")[1].split("\n## ")[0]
+    settings = [dict(part.split("=") for part in line.split()) for line in re.findall(r"`(PAIR=.*?)`", section)]
+    commands = re.findall(r"^\| (.+?) \| `ndkd (fit .+?)` \|$", section, flags=re.MULTILINE)
+    return {
+        (values["PAIR"], row): shlex.split(Template(command).substitute(values))
+        for values in settings
+        for row, command in commands
+    }
+
+
+ROWS = readme_rows()
+
+
+def test_readme_has_every_row():
+    assert set(ROWS) == {(pair, row) for pair in PAIRS for row in TERMS}
+
+
+def test_readme_uses_every_overlay():
+    used = {REPOSITORY / config for arguments in ROWS.values() for config in values_of(("--config",), arguments)}
+    overlays = {file for file in (REPOSITORY / "configs/cifar").rglob("*.yaml") if "\nmodel:\n" in file.read_text()}
+    assert used == overlays | {REPOSITORY / f"configs/cifar_{pair}.yaml" for pair in PAIRS}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_row_is_the_published_recipe(name, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["ndkd"])
+    for row in TERMS:
+        status, out, err = ndkd(*ROWS[name, row], "--print_config")
+        assert status == 0, err
+        assert read(yaml.safe_load(out)) == recipe(row, PAIRS[name]), row
+
+
+def test_images_are_normalised_as_published():
+    assert CIFAR100DataModule.mean == (0.5071, 0.4867, 0.4408)
+    assert CIFAR100DataModule.std == (0.2675, 0.2565, 0.2761)
+
+
+def test_rows_have_run_folders_of_their_own():
+    folders = {}
+    for (name, row), arguments in ROWS.items():
+        given = values_of(("--run_dir",), arguments)
+        model = PAIRS[name].teacher if row == "teacher alone" else name  # one teacher serves several pairs
+        folders[model, row] = given[0] if given else default_run_dir(arguments, seed=0).as_posix()
+    assert len(folders) == 58
+    assert len(set(folders.values())) == 58
