@@ -71,8 +71,7 @@ class InMemoryLoader:
         self.sampler = ShardedOrder(len(images), shuffle, seed, rank, world_size)  # the trainer sets its epoch
         padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
         cut = CutOnCPU if self.device.type == "cpu" else CutOnDevice
-        self._cut = cut(padded, images.shape[1:3], self.device)
-        self._target = torch.from_numpy(self.target).to(self.device)
+        self._cut = cut(padded, self.target, images.shape[1:3], self.device)
 
     def __len__(self) -> int:
         return len(self._batches())
@@ -83,8 +82,8 @@ class InMemoryLoader:
         for indices in self._batches():
             y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
             flipped = random.random(len(indices)) < 0.5 if self.flip else None
-            images = self._cut(indices, y, x, flipped)
-            yield images.permute(0, 3, 1, 2).float().div_(255), self._target[torch.from_numpy(indices)]
+            images, target = self._cut(indices, y, x, flipped)
+            yield images.permute(0, 3, 1, 2).float().div_(255), target
 
     def fingerprint(self) -> str:
         """Digest of the images, targets and augmentation, whatever the order and the rank."""
@@ -108,35 +107,41 @@ class CutOnCPU:
 
     Args:
         padded: uint8 (N, H, W, c).
+        target: class indices (N,).
         size: (h, w) of a window.
         device: not used.
     """
 
-    def __init__(self, padded: np.ndarray, size: tuple[int, int], device: torch.device):
+    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int], device: torch.device):
+        self.target = torch.from_numpy(target)
         windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))
         self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
 
-    def __call__(self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None) -> Tensor:
-        """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``."""
+    def __call__(
+        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``, and their classes (B,)."""
         images = self.windows[indices, y, x]
         if flipped is not None:
             images[flipped] = images[flipped, :, ::-1]
-        return torch.from_numpy(images)
+        return torch.from_numpy(images), self.target[torch.from_numpy(indices)]
 
 
 class CutOnDevice:
     """The same on a GPU, where the images live: a gather by rows and columns."""
 
-    def __init__(self, padded: np.ndarray, size: tuple[int, int], device: torch.device):
-        self.padded = torch.from_numpy(padded).to(device)
+    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int], device: torch.device):
+        self.padded, self.target = (torch.from_numpy(array).to(device) for array in (padded, target))
         self.rows, self.columns = (torch.arange(n, device=device) for n in size)
 
-    def __call__(self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None) -> Tensor:
+    def __call__(
+        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
         mirrored = np.zeros_like(x) if flipped is None else flipped.astype(x.dtype)
-        # one transfer for everything that was drawn, without waiting for it
+        # one transfer for everything that was drawn, without waiting for it; an index on the CPU would be waited for
         drawn = torch.from_numpy(np.stack([indices, y, x, mirrored]))
         drawn = drawn.pin_memory() if self.padded.is_cuda else drawn
         index, y, x, mirrored = drawn.to(self.padded.device, non_blocking=True)
         rows = y[:, None] + self.rows
         columns = torch.where(mirrored[:, None] == 1, self.columns.flip(0), self.columns) + x[:, None]
-        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]], self.target[index]

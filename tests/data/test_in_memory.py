@@ -141,10 +141,10 @@ def test_cutting_where_the_images_live_gives_the_same_pixels(monkeypatch, option
 
 def test_pixels_are_those_of_torchvision_at_the_same_offsets_and_flips():
     pad, padded = 2, np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    cut, random = CutOnCPU(padded, (6, 5), torch.device("cpu")), np.random.default_rng(1)
+    cut, random = CutOnCPU(padded, TARGET, (6, 5), torch.device("cpu")), np.random.default_rng(1)
     indices, flipped = np.arange(23), random.random(23) < 0.5
     y, x = random.integers(0, 2 * pad + 1, (2, 23))
-    for image, *where in zip(cut(indices, y, x, flipped), IMAGES, y, x, flipped, strict=True):
+    for image, *where in zip(cut(indices, y, x, flipped)[0], IMAGES, y, x, flipped, strict=True):
         plain, top, left, is_flipped = where
         expected = F.crop(F.pad(F.to_pil_image(plain), pad), int(top), int(left), 6, 5)
         expected = F.hflip(expected) if is_flipped else expected
