@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 
 from ndkd.data.in_memory_module import InMemoryDataModule, Part
 from ndkd.errors import NdkdError
@@ -45,15 +46,30 @@ class CIFAR10DataModule(InMemoryDataModule):
         self.root, self.download = Path(root), download
 
     def prepare_data(self) -> None:
-        archive, unpacked = self.root / self.dataset.filename, self.root / self.dataset.base_folder
+        name, archive = self.dataset.__name__, self.root / self.dataset.filename
+        if self.root.is_file():
+            raise NdkdError(f"{name}: wanted a folder as root, {self.root} is a file")
+        # torchvision unpacks an archive that is whole; for any other it would go to the network
+        fetch = self.download or check_integrity(archive, self.dataset.tgz_md5)
         try:
-            self.dataset(self.root, download=self.download or archive.is_file())
+            self.dataset(self.root, download=fetch)
         except (OSError, RuntimeError) as error:
-            state = "damaged" if archive.is_file() or unpacked.is_dir() else "not there"
+            tried = f", and a download did not help ({' '.join(str(error).split())});" if fetch else ";"
+            to_do = "" if fetch else "set download: true, or "
             raise NdkdError(
-                f"{self.dataset.__name__}: {archive} and {unpacked} are {state}, and a download did not help "
-                f"({' '.join(str(error).split())}); get {self.dataset.url} elsewhere and put it at {archive}"
+                f"{name}: {self._what_is_wrong(archive)}{tried} {to_do}get {self.dataset.url} elsewhere and put it at "
+                f"{archive}"
             ) from error
+
+    def _what_is_wrong(self, archive: Path) -> str:
+        data, unpacked = self.dataset, self.root / self.dataset.base_folder
+        listed = [*data.train_list, *data.test_list, (data.meta["filename"], data.meta["md5"])]
+        files = {archive: data.tgz_md5} | {unpacked / file: md5 for file, md5 in listed}
+        there = [file for file in files if file.is_file()]
+        damaged = [file for file in there if not check_integrity(file, files[file])]
+        if damaged:
+            return f"{damaged[0]} is damaged"
+        return f"{unpacked} is incomplete" if there else f"neither {archive} nor {unpacked} is there"
 
     def setup(self, stage: str | None = None) -> None:
         if not self.parts:

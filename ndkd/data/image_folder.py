@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
 from ndkd.data.in_memory_module import InMemoryDataModule, Part
@@ -52,8 +52,11 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         files = {split: image_files(self.root / split) for split in splits}
         self.class_names = tuple(files["train"])
         for split in splits[1:]:
-            if other := sorted(set(files[split]) ^ set(self.class_names)):
-                raise NdkdError(f"{self.root}: train and {split} have different classes: {', '.join(other[:5])}")
+            pairs = ("train", split), (split, "train")
+            alone = {one: [name for name in files[one] if name not in files[other]] for one, other in pairs}
+            if any(alone.values()):
+                found = "; ".join(f"only in {one}: {', '.join(names[:5])}" for one, names in alone.items() if names)
+                raise NdkdError(f"{self.root}: train and {split} have different classes; {found}")
         self.num_classes = len(self.class_names)
         parts = {split: self._read(files[split]) for split in splits}
         images = parts["train"][0]
@@ -98,7 +101,8 @@ def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     try:
         image = default_loader(str(path))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise NdkdError(f"image {path} cannot be read ({error}): replace or remove it") from error
+        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise NdkdError(f"image {path} cannot be read ({why}): replace or remove it") from error
     return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -59,18 +60,57 @@ def test_an_archive_that_is_there_is_unpacked_and_read(small):
     assert torch.equal(batch, torch.from_numpy(images[:64]).permute(0, 3, 1, 2) / 255)
 
 
-def test_neither_files_nor_a_download(small):
-    module, archive = small
+def unpacked_alone(module, archive):
+    """Unpack the archive and remove it; the folder of the unpacked files."""
+    module(archive.parent, download=False).prepare_data()
     archive.unlink()
-    where = f"get {module.dataset.url} elsewhere and put it at {archive}"
-    message = rf"are not there, and a download did not help \(.*\); {where}$"
-    for download in (True, False):
-        with pytest.raises(NdkdError, match=message):
-            module(archive.parent, download=download).prepare_data()
+    return archive.parent / module.dataset.base_folder
 
 
-def test_a_truncated_archive_is_named(small):
-    module, archive = small
+def spoil_archive(module, archive):
     archive.write_bytes(archive.read_bytes()[:1000])
-    with pytest.raises(NdkdError, match=f"^{module.dataset.__name__}: {archive} and .* are damaged, and a download"):
+    return "{archive} is damaged"
+
+
+def spoil_images(module, archive):
+    file = unpacked_alone(module, archive) / "test"
+    file.write_bytes(file.read_bytes()[:1000])
+    return "{unpacked}/test is damaged"
+
+
+def spoil_names(module, archive):
+    (unpacked_alone(module, archive) / module.dataset.meta["filename"]).write_bytes(b"")
+    return "{unpacked}/{meta} is damaged"
+
+
+def remove_images(module, archive):
+    (unpacked_alone(module, archive) / "train").unlink()
+    return "{unpacked} is incomplete"
+
+
+def remove_all(module, archive):
+    archive.unlink()
+    return "neither {archive} nor {unpacked} is there"
+
+
+@pytest.mark.parametrize("spoil", [spoil_archive, spoil_images, spoil_names, remove_images, remove_all])
+def test_what_is_wrong_is_named(small, spoil):
+    module, archive = small
+    dataset = module.dataset
+    meta, unpacked = dataset.meta["filename"], archive.parent / dataset.base_folder
+    found = re.escape(spoil(module, archive).format(archive=archive, unpacked=unpacked, meta=meta))
+    elsewhere = f"get {dataset.url} elsewhere and put it at {archive}$"
+    with pytest.raises(NdkdError, match=f"^{dataset.__name__}: {found}; set download: true, or {elsewhere}"):
+        module(archive.parent, download=False).prepare_data()
+    with pytest.raises(
+        NdkdError, match=rf"^{dataset.__name__}: {found}, and a download did not help \(.*\); {elsewhere}"
+    ):
         module(archive.parent).prepare_data()
+
+
+def test_no_network_without_leave(small, monkeypatch):
+    module, archive = small
+    spoil_archive(module, archive)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args: pytest.fail("went to the network"))
+    with pytest.raises(NdkdError, match="is damaged; set download: true"):
+        module(archive.parent, download=False).prepare_data()

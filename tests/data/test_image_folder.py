@@ -93,7 +93,10 @@ def remove_folder(folder):
     ("spoil", "message"),
     [
         (lambda root: (root / "test").rename(root / "x"), "there is no folder {root}/test: wanted {root}/test/CLASS/"),
-        (lambda root: remove_folder(root / "test" / "red"), "{root}: train and test have different classes: red"),
+        (
+            lambda root: remove_folder(root / "test" / "red"),
+            "{root}: train and test have different classes; only in train: red",
+        ),
         (lambda root: (root / "train" / "zoo").mkdir(), "class folder {root}/train/zoo holds no image (.jpg, .jpeg, "),
         (lambda root: (root / "train/red/x.png").touch(), "image {root}/train/red/x.png cannot be read ("),
         (lambda root: (root / "train/red/x.png").write_text("no"), "image {root}/train/red/x.png cannot be read ("),

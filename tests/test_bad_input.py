@@ -1,0 +1,190 @@
+"""Data and teachers that are not what the configuration says, typed in by hand: one line, and no run folder."""
+
+import re
+from pathlib import Path
+from shutil import copytree, rmtree
+
+import numpy as np
+import pytest
+import torch
+from command import ndkd
+from PIL import Image
+
+from ndkd.data import CIFAR10DataModule
+from ndkd.models import build_model
+
+CONFIG = """
+trainer: {max_epochs: 1, accelerator: cpu}
+model:
+  class_path: DistillationModule
+  init_args:
+    student: {name: cifar/resnet8}
+    teacher: {name: cifar/resnet8, checkpoint: teacher.pth}
+    losses:
+      ce: {loss: torch.nn.CrossEntropyLoss, inputs: [student.logits, target]}
+      kd: {loss: KDLoss}
+data:
+"""
+CLASSES = ["cat", "dog", "emu"]
+WANTED_IMAGES = "wanted {}/CLASS/IMAGE.jpg (or .png, …)"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with images of three classes, a teacher for them, and a configuration for each DataModule."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.setattr("sys.argv", ["ndkd"])
+    monkeypatch.setattr(CIFAR10DataModule.dataset, "url", f"file://{tmp_path}/nowhere/cifar-10-python.tar.gz")
+    random = np.random.default_rng(0)
+    for folder in (Path("images", split, name) for split in ("train", "test") for name in CLASSES):
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    torch.save(build_model("cifar/resnet8", 3).state_dict(), "teacher.pth")
+    Path("folder.yaml").write_text(
+        f"{CONFIG}  class_path: InMemoryImageFolderDataModule\n  init_args: {{root: images, batch_size: 2}}"
+    )
+    Path("cifar.yaml").write_text(f"{CONFIG}  class_path: CIFAR10DataModule\n  init_args: {{root: cifar}}")
+    return tmp_path
+
+
+def assert_refused(message, config, *options):
+    """The message stands alone; % is anything, such as another package's words."""
+    status, _, err = ndkd("fit", "--config", config, "--run_dir", "run", *options)
+    pattern = ".*".join(map(re.escape, f"ndkd: {message}\n".split("%")))
+    assert status == 2
+    assert re.fullmatch(pattern, err), err
+    assert not Path("run").exists()
+
+
+def cut(file, size):
+    file = Path(file)
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def spoil_bytes(file):
+    content = bytearray(Path(file).read_bytes())
+    content[60:90] = bytes(30)
+    Path(file).write_bytes(content)
+
+
+def only_texts():
+    for file in Path("images").rglob("*.png"):
+        file.rename(file.with_suffix(".txt"))
+
+
+def root_as_a_file():
+    rmtree("images")
+    Path("images").touch()
+
+
+FOLDERS = {
+    "a corrupt image": (
+        lambda: spoil_bytes("images/train/dog/1.png"),
+        "image images/train/dog/1.png cannot be read (%): replace or remove it",
+    ),
+    "a truncated image": (
+        lambda: cut("images/test/emu/0.png", 150),
+        "image images/test/emu/0.png cannot be read (%): replace or remove it",
+    ),
+    "a text called .jpg": (
+        lambda: Path("images/train/cat/x.jpg").write_text("hello"),
+        "image images/train/cat/x.jpg cannot be read (it is no image): replace or remove it",
+    ),
+    "no folder train": (
+        lambda: rmtree("images/train"),
+        f"there is no folder images/train: {WANTED_IMAGES.format('images/train')}",
+    ),
+    "no folder test": (
+        lambda: rmtree("images/test"),
+        f"there is no folder images/test: {WANTED_IMAGES.format('images/test')}",
+    ),
+    "an empty class": (
+        lambda: Path("images/train/fox").mkdir(),
+        "class folder images/train/fox holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp)",
+    ),
+    "texts alone": (
+        only_texts,
+        "class folder images/train/cat holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp)",
+    ),
+    "no root": (
+        lambda: rmtree("images"),
+        f"there is no folder images/train: {WANTED_IMAGES.format('images/train')}",
+    ),
+    "a root that is a file": (
+        root_as_a_file,
+        f"there is no folder images/train: {WANTED_IMAGES.format('images/train')}",
+    ),
+    "a class in test alone": (
+        lambda: copytree("images/test/cat", "images/test/fox"),
+        "images: train and test have different classes; only in test: fox",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", FOLDERS)
+def test_a_folder_of_images(place, mistake):
+    spoil, message = FOLDERS[mistake]
+    spoil()
+    assert_refused(message, "folder.yaml")
+
+
+def archive_cut_short():
+    Path("cifar").mkdir()
+    Path("cifar/cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b" + bytes(1000))
+
+
+def batch_cut_short():
+    Path("cifar/cifar-10-batches-py").mkdir(parents=True)
+    Path("cifar/cifar-10-batches-py/data_batch_1").write_bytes(bytes(1000))
+
+
+CIFAR = {
+    "a truncated archive": (archive_cut_short, "cifar/cifar-10-python.tar.gz is damaged"),
+    "a truncated batch": (batch_cut_short, "cifar/cifar-10-batches-py/data_batch_1 is damaged"),
+    "no root": (lambda: None, "neither cifar/cifar-10-python.tar.gz nor cifar/cifar-10-batches-py is there"),
+    "an empty root": (
+        lambda: Path("cifar").mkdir(),
+        "neither cifar/cifar-10-python.tar.gz nor cifar/cifar-10-batches-py is there",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", CIFAR)
+def test_cifar(place, mistake):
+    spoil, found = CIFAR[mistake]
+    spoil()
+    elsewhere = f"get {CIFAR10DataModule.dataset.url} elsewhere and put it at cifar/cifar-10-python.tar.gz"
+    assert_refused(
+        f"CIFAR10: {found}; set download: true, or {elsewhere}", "cifar.yaml", "--data.init_args.download=false"
+    )
+    assert_refused(f"CIFAR10: {found}, and a download did not help (%nowhere%); {elsewhere}", "cifar.yaml")
+
+
+@pytest.mark.parametrize("download", ["false", "true"])
+def test_a_root_of_cifar_that_is_a_file(place, download):
+    Path("cifar").touch()
+    message = "CIFAR10: wanted a folder as root, cifar is a file"
+    assert_refused(message, "cifar.yaml", f"--data.init_args.download={download}")
+
+
+# ---- teachers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_another_architecture(place):
+    torch.save(build_model("cifar/resnet14", 3).state_dict(), "teacher.pth")
+    assert_refused(
+        "checkpoint teacher.pth does not fit the model; unexpected: layer1.1.conv1.weight, layer1.1.bn1.weight, "
+        "layer1.1.bn1.bias, layer1.1.bn1.running_mean and 32 more. Is it another architecture or data set?",
+        "folder.yaml",
+    )
+
+
+def test_a_teacher_of_another_number_of_classes(place):
+    torch.save({"model": build_model("cifar/resnet8", 5).state_dict()}, "teacher.pth")
+    assert_refused(
+        "checkpoint teacher.pth does not fit the model; wrongly shaped: fc.weight (5, 64) instead of (3, 64), fc.bias "
+        "(5,) instead of (3,). Is it another architecture or data set?",
+        "folder.yaml",
+    )
