@@ -1,5 +1,6 @@
 """A distillation method is a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -123,7 +124,7 @@ class DistillationModule(L.LightningModule):
 
     def _build_student(self) -> None:
         data = getattr(self._trainer, "datamodule", None)
-        for name, kind in (("num_classes", int), ("class_names", list)):
+        for name, kind in (("num_classes", int), ("class_names", _strings)):
             value = getattr(data, name, None)
             if value is not None:
                 self.hparams[name] = kind(value)
@@ -182,7 +183,7 @@ class DistillationModule(L.LightningModule):
             raise NdkdError(
                 f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true"
             )
-        teacher = self._extractor(source, getattr(self.trainer, "datamodule", None))
+        teacher = self._extractor(source, getattr(self.trainer, "datamodule", None), self.hparams["class_names"])
         freeze(teacher)
         if isinstance(source, ModelConfig):  # a ready model is its owner's
             fold_batchnorm(teacher.model)
@@ -203,7 +204,9 @@ class DistillationModule(L.LightningModule):
                 model.compile(dynamic=False, options=options)
                 self.is_compiled = True
 
-    def _extractor(self, source: ModelConfig | nn.Module, data: Any) -> FeatureExtractor:
+    def _extractor(
+        self, source: ModelConfig | nn.Module, data: Any, class_names: list[str] | None = None
+    ) -> FeatureExtractor:
         mean, std = getattr(data, "mean", None), getattr(data, "std", None)
         if isinstance(source, FeatureExtractor):
             return source
@@ -211,7 +214,7 @@ class DistillationModule(L.LightningModule):
             return FeatureExtractor(source, mean=mean, std=std)
         if self.hparams["num_classes"] is None:
             raise NdkdError("the number of classes is unknown: use a DataModule with num_classes, or give num_classes")
-        return source.build(self.hparams["num_classes"], mean, std)
+        return source.build(self.hparams["num_classes"], mean, std, class_names)
 
     def _dry_forward(self) -> StepOutput:
         """Run two blank images through both models, in evaluation mode, to learn shapes and what is on offer."""
@@ -408,6 +411,10 @@ def _on_offer(output: StepOutput) -> list[str]:
         elif value is not None:
             names.append(part.name)
     return names
+
+
+def _strings(values: Iterable[Any]) -> list[str]:
+    return [str(value) for value in values]
 
 
 def _portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:

@@ -188,3 +188,26 @@ def test_a_teacher_of_another_number_of_classes(place):
         "(5,) instead of (3,). Is it another architecture or data set?",
         "folder.yaml",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        (["cat", "dog"], "2 instead of 3; missing: emu"),
+        (["cat", "dog", "emu", "fox"], "4 instead of 3; unexpected: fox"),
+        (["cat", "dog", "owl"], "missing: emu; unexpected: owl"),
+        (["cat", "emu", "dog"], "the same names in another order, class 1 is emu instead of dog"),
+    ],
+)
+def test_a_teacher_of_other_classes(place, names, difference):
+    state = build_model("cifar/resnet8", len(names)).state_dict()
+    content = {
+        "state_dict": {f"student.model.{key}": value for key, value in state.items()},
+        "hyper_parameters": {"class_names": names},
+    }
+    torch.save(content, "teacher.pth")
+    assert_refused(
+        f"checkpoint teacher.pth is of other classes than the data: {difference}. Train a teacher on this data, or "
+        "give its classes the teacher's names",
+        "folder.yaml",
+    )

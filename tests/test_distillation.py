@@ -415,6 +415,34 @@ def test_lr_interval(fit, make_module, terms, interval, rate):
     assert metrics["lr"].item() == rate  # at the start of the last epoch, after two epochs of three steps
 
 
+@pytest.fixture
+def of_letters(teacher_checkpoint, tmp_path):
+    """A model whose checkpoint names its classes a to j."""
+    content = {"model": torch.load(teacher_checkpoint, weights_only=True)}
+    torch.save(content | {"hyper_parameters": {"class_names": list("abcdefghij")}}, tmp_path / "letters.ckpt")
+    return ModelConfig("cifar/resnet8", tmp_path / "letters.ckpt")
+
+
+def test_a_teacher_of_other_classes(fit, make_module, terms, tiny_data, of_letters):
+    watch = Watch()
+    with pytest.raises(NdkdError, match="letters.ckpt is of other classes than the data: missing: class 0, class 1, "):
+        fit(make_module(terms("kd"), teacher=of_letters), watch)
+    assert not hasattr(watch, "start")
+    data = tiny_data()
+    data.class_names = "abcdefghij"
+    module = make_module(terms("kd"), teacher=of_letters)
+    fit(module, data=data, limit_train_batches=1)
+    assert module.hparams["class_names"] == list("abcdefghij")
+
+
+def test_a_student_may_start_from_other_classes(fit, make_module, terms, tiny_data, of_letters):
+    data = tiny_data()
+    data.class_names = range(10)
+    module = make_module(terms("kd"), student=of_letters)
+    fit(module, data=data, limit_train_batches=1)
+    assert module.hparams["class_names"] == list("0123456789")
+
+
 # ---- metrics ----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.models.checkpoint import check_class_names, load_weights, model_weights, read_checkpoint
 from ndkd.models.factory import build_model, default_statistics
 from ndkd.models.features import FeatureExtractor
 
@@ -38,13 +38,23 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
 
-    def build(self, num_classes: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> FeatureExtractor:
+    def build(
+        self,
+        num_classes: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        class_names: Sequence[str] | None = None,
+    ) -> FeatureExtractor:
         """The model with its weights, reading images in [0, 1]; ``mean`` and ``std`` are the data's.
+
+        Where ``class_names`` are given, a checkpoint that names its classes must name the same.
 
         Raises:
             NdkdError: anything that cannot be found or does not fit.
         """
         content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
+        if class_names is not None:
+            check_class_names(content, class_names, f"checkpoint {self.checkpoint}")
         model = build_model(self.name, num_classes, self.pretrained, **self.kwargs)
         if self.checkpoint:
             load_weights(model, model_weights(content, model.state_dict()), f"checkpoint {self.checkpoint}")
