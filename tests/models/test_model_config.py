@@ -86,6 +86,30 @@ def test_weights(teacher_checkpoint):
         assert all(torch.equal(value, saved[key]) for key, value in extractor.model.state_dict().items())
 
 
+PUBLISHED = {
+    # as the published CIFAR teachers are kept, in the format of their time
+    "model": lambda state: {"epoch": 240, "model": state, "best_acc": torch.tensor(75.6), "optimizer": {"state": {}}},
+    "bare": lambda state: state,
+    "DataParallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+}
+
+
+@pytest.mark.parametrize("name", ["resnet56", "resnet110", "resnet32x4", "resnet50", "wrn_40_2", "vgg13"])
+def test_published_teachers(tmp_path, name):
+    """That keys and shapes are the published ones is shown with the models."""
+    path, images = tmp_path / "weights.pth", torch.rand(2, 3, 8, 8)
+    saved = build_model(f"cifar/{name}", 100).eval()
+    for buffer_name, buffer in saved.named_buffers():
+        if buffer_name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+    with torch.no_grad():
+        wanted = saved(images)
+        for kind, wrap in PUBLISHED.items():
+            torch.save(wrap(saved.state_dict()), path, _use_new_zipfile_serialization=kind != "model")
+            loaded = ModelConfig(f"cifar/{name}", path).build(100, None, None).eval()
+            assert torch.equal(loaded(images).logits, wanted), kind
+
+
 def test_pretrained_and_kwargs_go_to_the_factory(monkeypatch):
     asked = []
 
