@@ -1,11 +1,13 @@
 """Weights from files, however they were saved."""
 
+import argparse
 import pickle
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -13,6 +15,15 @@ from torch import Tensor, nn
 from ndkd.errors import NdkdError
 
 WRAPPERS = ("state_dict", "model")
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+# What research code keeps beside the weights: its options, and accuracies as NumPy's numbers. They hold values only.
+VALUES = [
+    argparse.Namespace,
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+]
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
 
 
@@ -26,7 +37,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise NdkdError(f"checkpoint {path} does not exist; train it first or correct the path")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals(VALUES):
+            content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds a {found[1]}" if found else "it cannot be unpickled"
