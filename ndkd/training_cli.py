@@ -232,7 +232,7 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     if values_of(("--config", "-c"), options):
         return arguments
     if command == "fit" or not checkpoint:
-        if any(option.startswith(("--help", "--model", "--print_config")) for option in options):
+        if any(option.startswith(("--help", "--model", "--data", "--print_config")) for option in options):
             return arguments
         raise NdkdError(f"no configuration: give --config FILE; see ndkd {command} --help")
     run = Run.of_checkpoint(checkpoint[-1])

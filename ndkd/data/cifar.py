@@ -16,11 +16,7 @@ class CIFAR10DataModule(InMemoryDataModule):
     Args:
         root: folder that holds the archive or the unpacked files.
         download: fetch them if they are not there.
-        train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
-        val_size: number of validation images, split off from the training ones; 0 validates on the test images.
-        batch_size: images per step and process.
-        pad: random crop after padding by this many pixels; 0 for none.
-        flip: random horizontal flip.
+        options: of :class:`InMemoryDataModule`.
 
     Raises:
         NdkdError: files that are neither there nor to be had, or are damaged.
@@ -32,17 +28,8 @@ class CIFAR10DataModule(InMemoryDataModule):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2471, 0.2435, 0.2616)
 
-    def __init__(
-        self,
-        root: Path = Path("data"),
-        download: bool = True,
-        train_size: int | None = None,
-        val_size: int = 0,
-        batch_size: int = 128,
-        pad: int = 4,
-        flip: bool = True,
-    ):
-        super().__init__(train_size, val_size, batch_size, pad, flip)
+    def __init__(self, root: Path = Path("data"), download: bool = True, **options):
+        super().__init__(**options)
         self.root, self.download = Path(root), download
 
     def prepare_data(self) -> None:

@@ -20,29 +20,15 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
     Args:
         root: the folder.
         image_size: height and width to resize to; by default all images must be of one size already.
-        train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
-        val_size: number of validation images, split off from the training ones; 0 validates on ``val`` or else on
-            ``test``.
-        batch_size: images per step and process.
-        pad: random crop after padding by this many pixels; 0 for none.
-        flip: random horizontal flip.
+        options: of :class:`InMemoryDataModule`.
 
     Raises:
         NdkdError: a missing split, classes that differ between splits, a class without images, a file that cannot be
             read, images of several sizes.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        train_size: int | None = None,
-        val_size: int = 0,
-        batch_size: int = 128,
-        pad: int = 4,
-        flip: bool = True,
-    ):
-        super().__init__(train_size, val_size, batch_size, pad, flip)
+    def __init__(self, root: Path, image_size: int | None = None, **options):
+        super().__init__(**options)
         self.root, self.image_size = Path(root), image_size
 
     def setup(self, stage: str | None = None) -> None:

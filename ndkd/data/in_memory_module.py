@@ -21,7 +21,8 @@ class InMemoryDataModule(L.LightningDataModule):
 
     Args:
         train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
-        val_size: number of validation images, split off from the training ones; 0 validates on the test images.
+        val_size: number of validation images, split off from the training ones; 0 validates on the set's own
+            validation images or else on the test images.
         batch_size: images per step and process.
         pad: random crop after padding by this many pixels; 0 for none.
         flip: random horizontal flip.
@@ -36,7 +37,14 @@ class InMemoryDataModule(L.LightningDataModule):
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __init__(self, train_size: int | None, val_size: int, batch_size: int, pad: int, flip: bool):
+    def __init__(
+        self,
+        train_size: int | None = None,
+        val_size: int = 0,
+        batch_size: int = 128,
+        pad: int = 4,
+        flip: bool = True,
+    ):
         super().__init__()
         if batch_size < 2:
             raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
