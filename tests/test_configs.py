@@ -42,7 +42,7 @@ class SmallCIFAR100(datasets.CIFAR100):
 def with_cifar(workplace):
     """The workplace with a CIFAR-10 folder, and with teachers of random weights as published ones are kept."""
     for split in ("train", "test"):
-        for number in range(20):
+        for number in range(60):
             file = Path("data/cifar10-jpeg", split, f"class {number % 10}", f"{number}.jpg")
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (number, 100, 200)).save(file)
@@ -98,7 +98,7 @@ def readme_commands():
     return [command for command in commands if command.startswith("ndkd ")]
 
 
-def test_readme_commands_run(workplace, monkeypatch):
+def test_readme_commands_run(with_cifar, monkeypatch):
     """In README's order; training is cut to one epoch of 40 images."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     commands = readme_commands()
