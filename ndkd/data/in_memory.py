@@ -116,6 +116,7 @@ class CutOnCPU:
         self.target = torch.from_numpy(target)
         windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))
         self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
+        self.mirror = np.arange(size[1] * padded.shape[3]).reshape(size[1], -1)[::-1].flatten()
 
     def __call__(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
@@ -123,7 +124,8 @@ class CutOnCPU:
         """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``, and their classes (B,)."""
         images = self.windows[indices, y, x]
         if flipped is not None:
-            images[flipped] = images[flipped, :, ::-1]
+            rows = images.reshape(*images.shape[:2], -1)  # rows of bytes: pixel by pixel takes twice the time
+            rows[flipped] = rows[flipped].take(self.mirror, axis=2)
         return torch.from_numpy(images), self.target[torch.from_numpy(indices)]
 
 
