@@ -34,7 +34,7 @@ from ndkd.models.projector import Projector
 
 TRAIN_SIZE = {"r56_r20": 3200, "wrn_40_2_wrn_40_1": 1920, "r32x4_r8x4": 1280}
 WANTED = {"r56_r20": 1.5, "wrn_40_2_wrn_40_1": 1.4, "r32x4_r8x4": 1.2}
-TEST_SIZE = 128  # whole batches: another size would compile a compiled teacher again, once a run
+TEST_SIZE = BATCH_SIZE  # one whole batch: ndkd runs the teacher on these once a run, and a part would compile it anew
 
 
 class FitTimer(L.Callback):
