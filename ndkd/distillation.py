@@ -9,7 +9,6 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch._inductor import list_mode_options
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric, MetricCollection
@@ -196,6 +195,8 @@ class DistillationModule(L.LightningModule):
 
     def _compile(self) -> None:
         """After the dry forward, which would be compiled for its own batch size and device."""
+        from torch._inductor import list_mode_options
+
         for name, model in (("student", self.student), ("teacher", self.teacher)):
             source = self.sources[name]
             if model is not None and isinstance(source, ModelConfig) and source.compile:

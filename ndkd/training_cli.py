@@ -32,6 +32,7 @@ from ndkd.callbacks import (
 from ndkd.cli import values_of
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
+from ndkd.memory import keep_freed_memory
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, differences
@@ -40,6 +41,7 @@ from ndkd.runs import Run, differences
 def run_command(arguments: list[str]) -> int:
     """Run one of the four commands; the exit status."""
     quiet()
+    keep_freed_memory()
     sys.argv[1:] = with_stored_config(arguments)  # other ranks are started with the same
     try:
         with progress_bars_closed():
@@ -64,7 +66,8 @@ def run_command(arguments: list[str]) -> int:
 
         if not isinstance(error, TorchDynamoException):
             raise
-        raise NdkdError(f"a model cannot be compiled: {str(error).splitlines()[0]}; leave out its compile") from error
+        why = str(getattr(error, "inner_exception", error)).splitlines()[0]
+        raise NdkdError(f"a model cannot be compiled: {why}; leave out its compile") from error
     except SystemExit as exit:  # Lightning's way out after Ctrl-C and SIGTERM, and the parser's after its help
         stopped = exit.code == 1 or isinstance(exit, SIGTERMException)
         if stopped and arguments[0] == "fit":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import REPOSITORY, ndkd
+from command import REPOSITORY, SHORT, ndkd
 from PIL import Image
 from torchvision import datasets
 
@@ -23,9 +23,12 @@ PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.starts
 STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
     *([name] for name in WHOLE),
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
+    ["configs/cifar10_kd++.yaml", "configs/cifar10_outside_teacher.yaml"],
     ["configs/cifar_r56_r20.yaml", "configs/cifar/alone.yaml", "configs/cifar/mdistiller.yaml"],
     *([f"configs/cifar_{pair}.yaml", f"configs/cifar/{pair}/reviewkd++.yaml"] for pair in PAIRS),
 ]
+CIFAR10_TEACHER = "fit --config configs/cifar10_student.yaml --model.init_args.student.name cifar/resnet56"
+CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10_teacher"]
 METHODS = sorted((REPOSITORY / "configs" / "digits").glob("*++.yaml"))
 
 
@@ -46,13 +49,16 @@ def with_cifar(workplace):
             file = Path("data/cifar10-jpeg", split, f"class {number % 10}", f"{number}.jpg")
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (number, 100, 200)).save(file)
-    for content in WHOLE.values():
-        teacher = content["model"]["init_args"].get("teacher", {})
-        file = Path(teacher.get("checkpoint", ""))
-        if file.parts[:1] == ("checkpoints",) and not file.exists():
-            model = build_model(teacher["name"], num_classes=10 if "cifar10-" in file.name else 100)
+    teachers = [content["model"]["init_args"].get("teacher", {}) for content in WHOLE.values()]
+    teachers = {Path(teacher["checkpoint"]): (teacher["name"], 100) for teacher in teachers if teacher}
+    teachers[Path("checkpoints/cifar10-jpeg-resnet56.pth")] = ("cifar/resnet56", 10)
+    for file, (name, num_classes) in teachers.items():
+        if file.parts[0] == "checkpoints":
+            model = build_model(name, num_classes)
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, file)
+    status, _, err = ndkd(*CIFAR10_TEACHER, *SHORT, "--trainer.max_epochs=1")
+    assert status == 0, err
 
 
 @pytest.mark.parametrize("configs", STEPS, ids=",".join)
@@ -106,15 +112,32 @@ def test_readme_commands_run(with_cifar, monkeypatch):
     assert "ndkd fit --config configs/digits/kd++.yaml" in commands
     for command in dict.fromkeys(commands):
         arguments = shlex.split(command)[1:]
+        if arguments in (CIFAR10_TEACHER, ["fit", "--config", "configs/digits/teacher.yaml"]):
+            continue  # done by the fixtures
         if arguments[0] == "fit" and "--help" not in arguments:
             arguments += ["--trainer.max_epochs=1", "--data.init_args.train_size=40", "--trainer.limit_test_batches=2"]
             if "--ckpt_path" in arguments:
                 arguments += ["--trainer.max_epochs=2"]
-            elif command == "ndkd fit --config configs/digits/teacher.yaml":
-                continue  # done by the fixture
         status, _, err = ndkd(*arguments)
         assert status == 0, f"{command}: {err}"
     assert Run("runs/digits/kd++").is_used
+    assert Run("runs/cifar10_kd++").is_used
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--data CIFAR10DataModule --data.init_args.root data",
+        "--data.init_args.image_size 32",
+        "--model.init_args.teacher.compile default",
+        "--model.init_args.student.compile default",
+        "--trainer.precision bf16-mixed",
+    ],
+)
+def test_options_that_readme_names_are_accepted(options, workplace):
+    assert f"`{options}`" in (REPOSITORY / "README.md").read_text()
+    status, _, err = ndkd("fit", "--config", "configs/cifar10_kd++.yaml", *options.split(), "--print_config")
+    assert status == 0, err
 
 
 def test_readme_python_runs(tmp_path, monkeypatch):

@@ -273,8 +273,10 @@ def test_teacher_is_frozen_and_all_else_is_trained(fit, make_module, terms, read
         Watch(),
         FrozenTeacher(),
     )
+    before = {name: tensor.clone() for name, tensor in ready_models[1].state_dict().items()}
     trainer = fit(module, watch, frozen, epochs=2)
     assert_equal(module.teacher.state_dict(), frozen.start)
+    assert_equal(ready_models[1].state_dict(), before)
     assert set(watch.modes) == {(True, False)}
     assert all(p.grad is None and not p.requires_grad for p in module.teacher.parameters())
     names = {f"teacher.{name}" for name, _ in (*module.teacher.named_parameters(), *module.teacher.named_buffers())}

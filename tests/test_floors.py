@@ -18,7 +18,7 @@ BASE = {"ndkd.errors"}
 FLOORS = {
     "ndkd.losses": (set(), {"torch"}),
     "ndkd.models.output": (set(), {"torch"}),
-    "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors"}),
+    "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
     "ndkd.runs": (set(), {"numpy"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL"}),
@@ -29,6 +29,7 @@ FLOORS = {
     ),
     "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
     "ndkd.errors": (set(), set()),
+    "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
     "ndkd.cli": ({*BASE, "ndkd.training_cli"}, set()),

@@ -39,7 +39,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         # torchvision unpacks an archive that is whole; for any other it would go to the network
         fetch = self.download or check_integrity(archive, self.dataset.tgz_md5)
         try:
-            self.dataset(self.root, download=fetch)
+            self.dataset(self.root, train=False, download=fetch)  # it checks the training files too
         except (OSError, RuntimeError) as error:
             tried = f", and a download did not help ({' '.join(str(error).split())});" if fetch else ";"
             to_do = "" if fetch else "set download: true, or "

@@ -29,6 +29,8 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
 
     def __init__(self, root: Path, image_size: int | None = None, **options):
         super().__init__(**options)
+        if image_size is not None and image_size < 1:
+            raise NdkdError(f"image_size: wanted a number of pixels, got {image_size}")
         self.root, self.image_size = Path(root), image_size
 
     def setup(self, stage: str | None = None) -> None:

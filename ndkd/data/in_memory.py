@@ -114,7 +114,7 @@ class CutOnCPU:
 
     def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int], device: torch.device):
         self.target = torch.from_numpy(target)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))
+        windows = np.lib.stride_tricks.sliding_window_view(np.ascontiguousarray(padded), size, axis=(1, 2))
         self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
         self.mirror = np.arange(size[1] * padded.shape[3]).reshape(size[1], -1)[::-1].flatten()
 

@@ -34,7 +34,7 @@ def fold_batchnorm(model: nn.Module) -> int:
         nodes = fx.Tracer().trace(model).nodes
     except Exception:  # whatever a model's forward does with what is no tensor
         return 0
-    pairs = _foldable(model, [node for node in nodes if node.op == "call_module"])
+    pairs = _foldable(model, list(nodes))
     for convolution, norm in pairs:
         conv, bn = model.get_submodule(convolution), model.get_submodule(norm)
         statistics = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
@@ -43,8 +43,10 @@ def fold_batchnorm(model: nn.Module) -> int:
     return len(pairs)
 
 
-def _foldable(model: nn.Module, calls: list[fx.Node]) -> list[tuple[str, str]]:
+def _foldable(model: nn.Module, nodes: list[fx.Node]) -> list[tuple[str, str]]:
     """Names of (convolution, norm) that follow each other and are called once, unhooked in between."""
+    calls = [node for node in nodes if node.op == "call_module"]
+    read = [node.target for node in nodes if node.op == "get_attr"]  # weights that forward uses by themselves
     modules = dict(model.named_modules(remove_duplicate=False))
     called = [modules[node.target] for node in calls]
     hooked = [name for name, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]
@@ -57,9 +59,11 @@ def _foldable(model: nn.Module, calls: list[fx.Node]) -> list[tuple[str, str]]:
         # subclasses compute something else
         if type(conv) is not nn.Conv2d or type(bn) is not nn.BatchNorm2d or bn.running_mean is None:
             continue
+        names = before.target, node.target
         once = called.count(conv) == called.count(bn) == 1
-        if once and not any(_inside(before.target, hook) != _inside(node.target, hook) for hook in hooked):
-            pairs.append((before.target, node.target))
+        seen = any(_inside(names[0], hook) != _inside(names[1], hook) for hook in hooked)
+        if once and not seen and not any(_inside(weight, name) for weight in read for name in names):
+            pairs.append(names)
     return pairs
 
 

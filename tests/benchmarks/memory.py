@@ -20,7 +20,7 @@ def main() -> None:
         root = Path(folder)
         write_images(root, 50_000, 10_000)
         command = [sys.executable, "-m", "ndkd", "fit", "--config", str(write_config(root, "r56_r20"))]
-        options = ["--run_dir", str(root / "run"), "--trainer.limit_train_batches", "5"]
+        options = ["--run_dir", str(root / "run"), "--trainer.limit_train_batches", "100"]
         options += ["--trainer.enable_progress_bar", "false", *sys.argv[1:]]
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         subprocess.run([*command, *options], check=True, env=os.environ | {"PYTHONPATH": path})

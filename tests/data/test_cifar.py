@@ -4,6 +4,9 @@ import hashlib
 import pickle
 import re
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -58,6 +61,23 @@ def test_an_archive_that_is_there_is_unpacked_and_read(small):
     assert data.validates_on_test
     batch = next(iter(data.class_mean_dataloader()))[0]
     assert torch.equal(batch, torch.from_numpy(images[:64]).permute(0, 3, 1, 2) / 255)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_files_that_are_not_there_are_downloaded(small, monkeypatch, tmp_path):
+    module, archive = small
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(module.dataset, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        data = module(tmp_path / "empty")
+        data.prepare_data()
+        server.shutdown()
+    data.setup()
+    assert len(data.parts["train"][1]) == 200
 
 
 def unpacked_alone(module, archive):

@@ -74,6 +74,8 @@ def test_images_are_resized_only_if_asked(root):
     with pytest.raises(NdkdError, match=r"red/x.png is 6×9, wanted 6×8 as the first; set image_size$"):
         prepared(root)
     assert prepared(root, image_size=5).image_shape == (3, 5, 5)
+    with pytest.raises(NdkdError, match="^image_size: wanted a number of pixels, got 0$"):
+        prepared(root, image_size=0)
 
 
 def truncated(root):

@@ -139,6 +139,12 @@ def test_cutting_where_the_images_live_gives_the_same_pixels(monkeypatch, option
     assert all(map(torch.equal, epoch(loader(**options)), wanted))
 
 
+def test_images_in_another_memory_layout_are_flipped_too():
+    planes = np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    options = {"flip": True, "shuffle": True}
+    assert all(map(torch.equal, epoch(InMemoryLoader(planes, TARGET, 8, **options)), epoch(loader(**options))))
+
+
 def test_pixels_are_those_of_torchvision_at_the_same_offsets_and_flips():
     pad, padded = 2, np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
     cut, random = CutOnCPU(padded, TARGET, (6, 5), torch.device("cpu")), np.random.default_rng(1)

@@ -125,6 +125,7 @@ def two_uses(self, x):
         pytest.param(lived_in(Net(two_uses)), id="map used twice"),
         pytest.param(lived_in(Net(lambda self, x: self.norm(self.conv(self.conv(x))))), id="convolution called twice"),
         pytest.param(lived_in(Net(lambda self, x: self.norm(self.other(self.norm(x))))), id="norm called twice"),
+        pytest.param(lived_in(Net(lambda self, x: self.norm(self.conv(x)) * self.norm.weight.sum())), id="weight read"),
         pytest.param(lived_in(Net(lambda self, x: self.norm(self.conv(x + 1 if x.sum() > 0 else x)))), id="branch"),
     ],
 )
