@@ -195,11 +195,11 @@ class DistillationModule(L.LightningModule):
 
     def _compile(self) -> None:
         """After the dry forward, which would be compiled for its own batch size and device."""
-        from torch._inductor import list_mode_options
-
         for name, model in (("student", self.student), ("teacher", self.teacher)):
             source = self.sources[name]
             if model is not None and isinstance(source, ModelConfig) and source.compile:
+                from torch._inductor import list_mode_options
+
                 # weights that never change can be laid out for the kernels
                 options = {**list_mode_options(source.compile), "freezing": name == "teacher"}
                 model.compile(dynamic=False, options=options)
