@@ -9,14 +9,12 @@ import pytest
 import torch
 from command import REPOSITORY, SHORT, ndkd
 from lightning.pytorch.callbacks import Checkpoint
-from tiny_data import TinyData
+from tiny_data import TAPS, TinyData
 
 from ndkd.callbacks import ClassMeans
 from ndkd.distillation import DistillationModule, LossTerm
 from ndkd.losses import KDLoss, NDLoss, ReviewKDLoss
 from ndkd.models import ModelConfig, build_model
-
-TAPS = ["layer1", "layer2", "layer3", "avgpool"]
 
 
 def pytest_configure(config):

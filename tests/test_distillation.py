@@ -7,6 +7,7 @@ from functools import partial
 import lightning.pytorch as L
 import pytest
 import torch
+from tiny_data import TAPS
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,14 +19,13 @@ from ndkd.losses import CosineLoss, KDLoss, L2Loss, ReviewKDLoss, SIFNLoss, kd_l
 from ndkd.models import FeatureExtractor, ModelConfig, build_model
 from ndkd.runs import Run
 
-TAPS = ["layer1", "layer2", "layer3", "avgpool"]
-
 
 class Watch(L.Callback):
-    """Keeps the student at the start, and batch, modes, loss and gradients of every step."""
+    """Keeps student and teacher at the start, and batch, modes, loss and gradients of every step."""
 
     def on_train_start(self, trainer, pl_module):
-        self.start = {name: tensor.clone() for name, tensor in pl_module.student.state_dict().items()}
+        self.start = copied(pl_module.student)
+        self.teacher = pl_module.teacher and copied(pl_module.teacher)
         self.batches, self.modes, self.losses, self.gradients = [], [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -38,13 +38,6 @@ class Watch(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"])
-
-
-class FrozenTeacher(L.Callback):
-    """Keeps the teacher as it was before the first step."""
-
-    def on_train_start(self, trainer, pl_module):
-        self.start = {name: tensor.clone() for name, tensor in pl_module.teacher.state_dict().items()}
 
 
 class Spoiled(nn.Module):
@@ -87,6 +80,11 @@ def is_training(module):
     """Whether all parts are in train mode; None where they differ."""
     modes = {part.training for part in module.modules()}
     return modes.pop() if len(modes) == 1 else None
+
+
+def copied(module):
+    """The state of a module, which training then leaves alone."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def assert_equal(left, right):
@@ -268,14 +266,10 @@ def test_evaluation_needs_no_teacher(make_module, make_trainer, terms, tiny_data
 @pytest.mark.parametrize("ready", [False, True])
 def test_teacher_is_frozen_and_all_else_is_trained(fit, make_module, terms, ready_models, ready):
     options = {"teacher": FeatureExtractor(ready_models[1], taps=TAPS)} if ready else {}
-    module, watch, frozen = (
-        make_module(terms("ce", "kd", "nd", "review"), narrow=True, **options),
-        Watch(),
-        FrozenTeacher(),
-    )
-    before = {name: tensor.clone() for name, tensor in ready_models[1].state_dict().items()}
-    trainer = fit(module, watch, frozen, epochs=2)
-    assert_equal(module.teacher.state_dict(), frozen.start)
+    module, watch = make_module(terms("ce", "kd", "nd", "review"), narrow=True, **options), Watch()
+    before = copied(ready_models[1])
+    trainer = fit(module, watch, epochs=2)
+    assert_equal(module.teacher.state_dict(), watch.teacher)
     assert_equal(ready_models[1].state_dict(), before)
     assert set(watch.modes) == {(True, False)}
     assert all(p.grad is None and not p.requires_grad for p in module.teacher.parameters())

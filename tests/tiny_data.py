@@ -6,6 +6,8 @@ import numpy as np
 from ndkd.data.in_memory import InMemoryLoader
 from ndkd.seeds import run_seed
 
+TAPS = ["layer1", "layer2", "layer3", "avgpool"]  # of the models that are trained on them
+
 
 class TinyData(L.LightningDataModule):
     """Random images: class by class in turn, so that every class has some."""

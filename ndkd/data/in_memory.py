@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -70,8 +71,8 @@ class InMemoryLoader:
         self.batch_size, self.pad, self.flip, self.device = batch_size, pad, flip, torch.device(device)
         self.sampler = ShardedOrder(len(images), shuffle, seed, rank, world_size)  # the trainer sets its epoch
         padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
-        cut = CutOnCPU if self.device.type == "cpu" else CutOnDevice
-        self._cut = cut(padded, self.target, images.shape[1:3], self.device)
+        cut = CutOnCPU if self.device.type == "cpu" else partial(CutOnDevice, device=self.device)
+        self._cut = cut(padded, self.target, images.shape[1:3])
 
     def __len__(self) -> int:
         return len(self._batches())
@@ -109,10 +110,9 @@ class CutOnCPU:
         padded: uint8 (N, H, W, c).
         target: class indices (N,).
         size: (h, w) of a window.
-        device: not used.
     """
 
-    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int], device: torch.device):
+    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int]):
         self.target = torch.from_numpy(target)
         windows = np.lib.stride_tricks.sliding_window_view(np.ascontiguousarray(padded), size, axis=(1, 2))
         self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)

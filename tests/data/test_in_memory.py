@@ -1,5 +1,7 @@
 """Batches of small images: which ones, in which order, augmented how."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -135,7 +137,7 @@ def test_fingerprint_changes_with_images_targets_and_augmentation():
 @pytest.mark.parametrize("options", [{}, {"pad": 2}, {"flip": True}, {"pad": 2, "flip": True, "shuffle": True}])
 def test_cutting_where_the_images_live_gives_the_same_pixels(monkeypatch, options):
     wanted = epoch(loader(**options))
-    monkeypatch.setattr("ndkd.data.in_memory.CutOnCPU", CutOnDevice)
+    monkeypatch.setattr("ndkd.data.in_memory.CutOnCPU", partial(CutOnDevice, device=torch.device("cpu")))
     assert all(map(torch.equal, epoch(loader(**options)), wanted))
 
 
@@ -147,7 +149,7 @@ def test_images_in_another_memory_layout_are_flipped_too():
 
 def test_pixels_are_those_of_torchvision_at_the_same_offsets_and_flips():
     pad, padded = 2, np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    cut, random = CutOnCPU(padded, TARGET, (6, 5), torch.device("cpu")), np.random.default_rng(1)
+    cut, random = CutOnCPU(padded, TARGET, (6, 5)), np.random.default_rng(1)
     indices, flipped = np.arange(23), random.random(23) < 0.5
     y, x = random.integers(0, 2 * pad + 1, (2, 23))
     for image, *where in zip(cut(indices, y, x, flipped)[0], IMAGES, y, x, flipped, strict=True):
