@@ -75,7 +75,9 @@ class DistillationModule(L.LightningModule):
         teacher: how to build the teacher, or a ready model.
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning rate scheduler from the optimizer.
-        lr_interval: whether the scheduler steps every epoch or every step.
+        lr_interval: whether the scheduler steps every epoch or every step; ``total_steps`` are filled in.
+        decay_all: whether weight decay applies to biases, norms and the model's own exceptions too.
+        projector_std: the projector's weights and bias start from N(0, projector_std).
         channels_last: memory layout of images and convolutions; faster, but a model that calls ``view`` fails on it.
         num_classes: number of classes, where the data does not tell.
         class_names: their names, where the data does not tell.
@@ -89,6 +91,8 @@ class DistillationModule(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        decay_all: bool = True,
+        projector_std: float | None = None,
         channels_last: bool = True,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -99,6 +103,7 @@ class DistillationModule(L.LightningModule):
         self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.decay_all, self.projector_std = decay_all, projector_std
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.student: FeatureExtractor | None = None
         self.teacher: FeatureExtractor | None = None
@@ -182,13 +187,15 @@ class DistillationModule(L.LightningModule):
             raise NdkdError(
                 f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true"
             )
-        teacher = self._extractor(source, getattr(self.trainer, "datamodule", None), self.hparams["class_names"])
+        # a classifier of other classes will do where only its embedding is asked for
+        strict = any(name.startswith(("teacher.logits", "teacher.extra")) for name in used)
+        teacher = self._extractor(source, getattr(self.trainer, "datamodule", None), strict)
         freeze(teacher)
         if isinstance(source, ModelConfig):  # a ready model is its owner's
             fold_batchnorm(teacher.model)
         self.teacher = teacher.to(memory_format=self.memory_format)
         if "student.projected" in used and self.student.embedding_dim != self.teacher.embedding_dim:
-            self.projector = Projector(self.student.embedding_dim, self.teacher.embedding_dim)
+            self.projector = Projector(self.student.embedding_dim, self.teacher.embedding_dim, self.projector_std)
         if "class_means" in used:
             shape = (self.hparams["num_classes"], self.teacher.embedding_dim)
             self.class_means = torch.full(shape, float("nan"))  # the ClassMeans callback fills them
@@ -205,9 +212,7 @@ class DistillationModule(L.LightningModule):
                 model.compile(dynamic=False, options=options)
                 self.is_compiled = True
 
-    def _extractor(
-        self, source: ModelConfig | nn.Module, data: Any, class_names: list[str] | None = None
-    ) -> FeatureExtractor:
+    def _extractor(self, source: ModelConfig | nn.Module, data: Any, strict: bool = False) -> FeatureExtractor:
         mean, std = getattr(data, "mean", None), getattr(data, "std", None)
         if isinstance(source, FeatureExtractor):
             return source
@@ -215,7 +220,7 @@ class DistillationModule(L.LightningModule):
             return FeatureExtractor(source, mean=mean, std=std)
         if self.hparams["num_classes"] is None:
             raise NdkdError("the number of classes is unknown: use a DataModule with num_classes, or give num_classes")
-        return source.build(self.hparams["num_classes"], mean, std, class_names)
+        return source.build(self.hparams["num_classes"], mean, std, self.hparams["class_names"], strict)
 
     def _dry_forward(self) -> StepOutput:
         """Run two blank images through both models, in evaluation mode, to learn shapes and what is on offer."""
@@ -247,8 +252,8 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-            scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
+            optimizer = self.make_optimizer(self._parameter_groups())
+            scheduler = self._lr_scheduler(optimizer) if self.make_lr_scheduler else None
         except (ValueError, TypeError) as error:
             raise NdkdError(f"optimizer or lr_scheduler: {error}") from error
         if scheduler is None:
@@ -257,12 +262,28 @@ class DistillationModule(L.LightningModule):
         schedule = {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def _parameter_groups(self) -> list[Any]:
+        trained = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        if self.decay_all:
+            return [parameter for _, parameter in trained]
+        own = getattr(self.student.model, "no_weight_decay", set)()  # timm's word for its embeddings of positions
+        spared = {name for name, parameter in trained if parameter.ndim < 2 or name[len("student.model.") :] in own}
+        decayed, others = ([p for name, p in trained if (name in spared) == is_spared] for is_spared in (False, True))
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+    def _lr_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        options = getattr(self.make_lr_scheduler, "keywords", {})  # of the configuration
+        if "total_steps" not in options or options["total_steps"] is not None:
+            return self.make_lr_scheduler(optimizer)
+        in_steps = self.lr_interval == "step"
+        total = self.trainer.estimated_stepping_batches if in_steps else self.trainer.max_epochs
+        return self.make_lr_scheduler(optimizer, total_steps=total)
+
     # ---- what a task overrides ------------------------------------------------------------------------------------
 
     def forward_pair(self, batch: tuple[Tensor, Tensor], teach: bool = True) -> StepOutput:
         """A batch through the student and, in training, the teacher."""
-        images, target = batch
-        images = images.to(memory_format=self.memory_format)
+        images, target = self._floats(batch[0]), batch[1]
         if self.is_compiled:
             torch.compiler.cudagraph_mark_step_begin()  # what the last batch left may be overwritten
         student = self.student(images)
@@ -277,8 +298,13 @@ class DistillationModule(L.LightningModule):
     @torch.no_grad()
     def teacher_embeddings(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
-        images, target = batch
-        return self.teacher(images.to(memory_format=self.memory_format)).embedding, target
+        return self.teacher(self._floats(batch[0])).embedding, batch[1]
+
+    def _floats(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], in the models' memory format; bytes are a quarter of what has to be moved."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.dtype).div_(255)
+        return images.to(memory_format=self.memory_format)
 
     def update_metrics(self, output: StepOutput) -> None:
         """Add a batch to the metrics of an evaluation."""
@@ -408,7 +434,8 @@ def _on_offer(output: StepOutput) -> list[str]:
     for part in fields(output):
         value = getattr(output, part.name)
         if isinstance(value, ModelOutput):
-            names += [f"{part.name}.{f.name}" for f in fields(value) if f.name != "feature_maps" or value.feature_maps]
+            there = {**vars(value), **{f"extra.{name}": tensor for name, tensor in vars(value.extra).items()}}
+            names += [f"{part.name}.{name}" for name in there if name != "extra" and len(there[name])]
         elif value is not None:
             names.append(part.name)
     return names

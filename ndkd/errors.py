@@ -4,6 +4,10 @@
 class NdkdError(Exception):
     """A mistake in the input; its message says in one line what was wrong, what was found and what to do."""
 
+    def __init__(self, message: str):
+        # a DataLoader wraps what its worker raised in the traceback
+        super().__init__(message.rpartition(f"{__name__}.NdkdError: ")[2].strip())
+
 
 def one_of(name: str, known: list[str], most: int = 5) -> str:
     """The part of an error message that offers the known names nearest to an unknown one.

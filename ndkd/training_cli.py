@@ -208,7 +208,7 @@ class TrainingCLI(LightningCLI):
             return
         run.update_status(results=results)
         on_test = getattr(self.datamodule, "validates_on_test", False)
-        chosen_on = "test, there is no validation split" if on_test else "validation"
+        chosen_on = "the same images" if on_test else "validation"
         labels = {"last": "(last epoch, {})", "best": f"(best on {chosen_on}, epoch {{}})"}
         if results:
             shown = [f"{r['test/acc1']:.2%} {labels[name].format(r['epoch'])}" for name, r in results.items()]
@@ -224,6 +224,8 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions of every image into the run folder."""
         rows = in_order(self.trainer, [row for batch in self.trainer.predict(**kwargs) for row in batch])
+        if files := getattr(self.datamodule, "predict_files", None):
+            rows = [{"file": file, **row} for file, row in zip(files, rows, strict=False)]
         if self.trainer.is_global_zero:
             print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} rows)")
 

@@ -165,21 +165,24 @@ def started(folder):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_epochs(process, folder, epochs):
-    deadline = time.monotonic() + 60
-    while len(Run(folder).metrics()) < epochs:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+def break_off(processes, epochs):
+    """Send each process its signal as soon as it has finished so many epochs."""
+    waiting, deadline = dict(processes), time.monotonic() + 60
+    while waiting:
+        for folder, (process, number) in list(waiting.items()):
+            if len(Run(folder).metrics()) >= epochs:
+                process.send_signal(number)
+                del waiting[folder]
+            else:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def test_killed_and_interrupted_runs_continue_to_the_same_weights(workplace):
     killed, stopped = started("killed"), started("stopped")
+    break_off({"killed": (killed, signal.SIGKILL), "stopped": (stopped, signal.SIGINT)}, epochs=2)
     assert ndkd(*RESUMED, "--run_dir", "unbroken")[0] == 0
-    wait_for_epochs(killed, "killed", 2)
-    killed.send_signal(signal.SIGKILL)
-    wait_for_epochs(stopped, "stopped", 2)
-    stopped.send_signal(signal.SIGINT)
     assert killed.wait() == -signal.SIGKILL
     _, message = stopped.communicate()
     assert stopped.returncode == 1

@@ -7,7 +7,7 @@ from functools import partial
 import lightning.pytorch as L
 import pytest
 import torch
-from tiny_data import TAPS
+from tiny_data import TAPS, TinyData
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from ndkd.callbacks import checkpoint_callbacks
 from ndkd.distillation import DistillationModule, LossTerm
 from ndkd.errors import NdkdError
-from ndkd.losses import CosineLoss, KDLoss, L2Loss, ReviewKDLoss, SIFNLoss, kd_loss, nd_loss
+from ndkd.losses import CosineLoss, HardKDLoss, KDLoss, L2Loss, NDLoss, ReviewKDLoss, SIFNLoss, kd_loss, nd_loss
 from ndkd.models import FeatureExtractor, ModelConfig, build_model
 from ndkd.runs import Run
+from ndkd.schedules import WarmupCosineLR
 
 
 class Watch(L.Callback):
@@ -421,7 +422,7 @@ def of_letters(teacher_checkpoint, tmp_path):
 
 def test_a_teacher_of_other_classes(fit, make_module, terms, tiny_data, of_letters):
     watch = Watch()
-    with pytest.raises(NdkdError, match="letters.ckpt is of other classes than the data: missing: class 0, class 1, "):
+    with pytest.raises(NdkdError, match="letters.ckpt does not know 10 of the data's 10 classes: class 0, class 1, "):
         fit(make_module(terms("kd"), teacher=of_letters), watch)
     assert not hasattr(watch, "start")
     data = tiny_data()
@@ -437,6 +438,151 @@ def test_a_student_may_start_from_other_classes(fit, make_module, terms, tiny_da
     module = make_module(terms("kd"), student=of_letters)
     fit(module, data=data, limit_train_batches=1)
     assert module.hparams["class_names"] == list("0123456789")
+
+
+def test_a_teacher_of_other_classes_will_do_for_its_embedding(fit, make_module, terms, tmp_path):
+    """A classifier of 7 classes, which no term asks for its logits."""
+    torch.save(build_model("cifar/resnet8", 7).state_dict(), tmp_path / "seven.pth")
+    teacher = ModelConfig("cifar/resnet8", tmp_path / "seven.pth", pretrained=True)
+    module = make_module(terms("ce", "nd"), teacher=teacher)
+    fit(module, limit_train_batches=1)
+    assert module.class_means.isfinite().all()
+    with pytest.raises(NdkdError, match=r"seven.pth has 7 classes without names, the data has 10: train a teacher on"):
+        fit(make_module(terms("ce", "kd"), teacher=teacher))
+
+
+def test_a_teacher_of_more_classes(fit, make_module, terms, tiny_data, tmp_path):
+    names = [f"class {k}" for k in reversed(range(12))]
+    state = build_model("cifar/resnet8", 12).state_dict()
+    torch.save({"model": state, "hyper_parameters": {"class_names": names}}, tmp_path / "twelve.ckpt")
+    module = make_module(terms("kd"), teacher=ModelConfig("cifar/resnet8", tmp_path / "twelve.ckpt"))
+    fit(module, limit_train_batches=1)
+    assert torch.equal(module.teacher.model.fc.weight, state["fc.weight"].flip(0)[:10])
+
+
+# ---- several classifiers ------------------------------------------------------------------------------------------
+
+
+class TwoHeads(nn.Module):
+    """As DeiT's students: the logits are the mean of two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 64, 8), nn.Flatten())
+        self.head, self.head_dist = nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def forward(self, images):
+        x = self.body(images)
+        return (self.head(x) + self.head_dist(x.relu())) / 2
+
+
+def test_a_term_for_each_head(fit, make_module):
+    losses = {
+        "ce": LossTerm(nn.CrossEntropyLoss(label_smoothing=0.1), inputs=["student.extra.head", "target"]),
+        "hard": LossTerm(HardKDLoss(), 0.5, inputs=["student.extra.head_dist", "teacher.logits"]),
+        "nd": LossTerm(NDLoss(), 1.5),
+    }
+    student = FeatureExtractor(TwoHeads(), ["head", "head_dist"])
+    watch, module = Watch(), make_module(losses, student=student)
+    fit(module, watch, limit_train_batches=1)
+    module.train()
+    output = module.forward_pair(watch.batches[0])
+    x = student.model.body(watch.batches[0][0])
+    torch.testing.assert_close(output.student.embedding, (x + x.relu()) / 2)
+    torch.testing.assert_close(output.student.extra.head, student.model.head(x))
+    torch.testing.assert_close(output.student.extra.head_dist, student.model.head_dist(x.relu()))
+    torch.testing.assert_close(output.student.logits, (output.student.extra.head + output.student.extra.head_dist) / 2)
+    assert all(gradient.any() for gradient in watch.gradients[0])
+
+
+def test_a_head_that_is_not_there(fit, make_module):
+    losses = {"ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.extra.head", "target"])}
+    offer = "on offer: student.logits, student.embedding, student.projected, student.feature_maps, target"
+    with pytest.raises(NdkdError, match=f"loss ce: nothing provides 'student.extra.head'; {offer}$"):
+        fit(make_module(losses))
+
+
+# ---- targets and images -------------------------------------------------------------------------------------------
+
+
+class Mixed(TinyData):
+    """Training images with soft targets."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        images, target = batch
+        return (images, F.one_hot(target, 10).float().roll(1, 0) / 2 + 0.05) if self.trainer.training else batch
+
+
+def test_soft_targets(fit, make_module, terms):
+    """ND compares with a mixture of class means, which are those of the plain images."""
+    plain, module, watch = make_module(terms("nd")), make_module(terms("ce", "nd")), Watch()
+    fit(plain, data=Mixed(), limit_train_batches=0)
+    trainer = fit(module, watch, data=Mixed(), limit_train_batches=1)
+    assert torch.equal(module.class_means, plain.class_means)
+    assert watch.batches[0][1].shape == (8, 10)
+    assert 0 <= trainer.callback_metrics["val/acc1"] <= 1
+    with torch.no_grad():
+        output = module.forward_pair(watch.batches[0])
+        means = watch.batches[0][1] @ module.class_means
+        s, t = output.student.projected, output.teacher.embedding
+        cosine = (s * F.normalize(means)).sum(dim=1) / torch.maximum(s.norm(dim=1), t.norm(dim=1))
+        torch.testing.assert_close(module.losses["nd"].loss(s, t, module.class_means, output.target), 1 - cosine.mean())
+
+
+def test_bytes_are_as_good_as_numbers(fit, make_module, terms):
+    images, target = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8), torch.arange(10)
+    found = []
+    for kind in (images, images.float().div(255)):
+        module = make_module(terms("ce", "kd", "nd"), num_classes=10)
+        loader = DataLoader(TensorDataset(kind, target), batch_size=5)
+        trainer = fit(module, loaders={"train_dataloaders": loader, "val_dataloaders": loader})
+        found.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+    assert found[0] == found[1]
+
+
+# ---- optimizer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_which_parameters_decay(fit, make_module, terms, decay_all):
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.3)
+    module = make_module(terms("ce", "nd"), narrow=True, optimizer=optimizer, decay_all=decay_all)
+    fit(module, limit_train_batches=1)
+    (optimizer,) = module.trainer.optimizers
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    assert decays.keys() == names.keys()
+    for key, decay in decays.items():
+        name = names[key]
+        is_vector = name.endswith(".bias") or ".bn" in name or "downsample.1" in name or name == "projector.0.weight"
+        assert decay == (0.3 if decay_all or not is_vector else 0), name
+
+
+def test_timms_own_exceptions_do_not_decay(fit, make_module, terms):
+    kwargs = {"img_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2}
+    student = ModelConfig("timm/deit_tiny_distilled_patch16_224", kwargs=kwargs)
+    module = make_module(terms("ce"), student=student, decay_all=False)
+    fit(module, limit_train_batches=1)
+    spared = {id(p) for p in module.trainer.optimizers[0].param_groups[1]["params"]}
+    found = {name for name, p in module.student.model.named_parameters() if id(p) in spared and p.ndim > 1}
+    assert found == {"cls_token", "dist_token", "pos_embed"}
+
+
+@pytest.mark.parametrize(("interval", "total"), [("step", 6), ("epoch", 2)])
+def test_a_schedule_is_told_how_long_it_is(fit, make_module, terms, interval, total):
+    asked = []
+
+    def schedule(optimizer, total_steps):
+        asked.append(total_steps)
+        return WarmupCosineLR(optimizer, total_steps)
+
+    module = make_module(terms("ce"), lr_scheduler=partial(schedule, total_steps=None), lr_interval=interval)
+    fit(module, epochs=2)
+    assert asked == [total]
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+    module = make_module(terms("ce"), lr_scheduler=partial(schedule, total_steps=7), lr_interval=interval)
+    fit(module)
+    assert asked[1:] == [7]
 
 
 # ---- metrics ----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ FLOORS = {
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
     "ndkd.runs": (set(), {"numpy"}),
-    "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL"}),
+    "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
     "ndkd.callbacks": (
         {*BASE, "ndkd.runs"},
@@ -29,6 +29,7 @@ FLOORS = {
     ),
     "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
     "ndkd.errors": (set(), set()),
+    "ndkd.schedules": (set(), {"torch"}),
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),

@@ -1,7 +1,16 @@
-"""DataModules: images in [0, 1], each model normalises for itself."""
+"""DataModules: images in [0, 1] or bytes, each model normalises for itself."""
 
 from ndkd.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from ndkd.data.digits import DigitsDataModule
-from ndkd.data.image_folder import InMemoryImageFolderDataModule
+from ndkd.data.image_folder import ImageFolderDataModule
+from ndkd.data.imagenet import ImageNetDataModule
+from ndkd.data.in_memory_folder import InMemoryImageFolderDataModule
 
-__all__ = ["CIFAR100DataModule", "CIFAR10DataModule", "DigitsDataModule", "InMemoryImageFolderDataModule"]
+__all__ = [
+    "CIFAR100DataModule",
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "InMemoryImageFolderDataModule",
+]

@@ -1,104 +1,184 @@
-"""Anyone's small images, a folder per class, kept in memory."""
+"""Anyone's images of any size, a folder per class, read from disk as they are needed."""
 
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import os
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+import lightning.pytorch as L
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms import v2
 
-from ndkd.data.in_memory_module import InMemoryDataModule, Part
+from ndkd.data.folders import READ_ERRORS, ImageFiles, find_images, unreadable
+from ndkd.data.order import ShardedOrder
+from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
+from ndkd.seeds import run_seed
+
+Batch = tuple[Tensor, Tensor]
 
 
-class InMemoryImageFolderDataModule(InMemoryDataModule):
-    """Small images in ``root/train/CLASS/*``, ``root/test/CLASS/*`` and, where it exists, ``root/val/CLASS/*``.
+class ImageFolderDataModule(L.LightningDataModule):
+    """Images in ``root/train/CLASS/*``, ``root/val/CLASS/*`` and, where it exists, ``root/test/CLASS/*``.
 
-    The classes are the folders' names in alphabetical order; files that are no images are passed over. Mean and
-    standard deviation are those of the training images.
+    The classes are the folders' names in alphabetical order; files that are no images by their names are passed over.
+    Training images are cropped at random (``RandomResizedCrop``) and flipped; others are resized and cut from the
+    middle. How an image is augmented depends on (seed, epoch, image) alone, not on the number of workers or processes.
 
     Args:
         root: the folder.
-        image_size: height and width to resize to; by default all images must be of one size already.
-        options: of :class:`InMemoryDataModule`.
+        batch_size: images per step and process.
+        image_size: height and width of the crops.
+        resize: length to which the shorter side is resized before the middle is cut out; by default 8/7 of
+            ``image_size`` (256 for 224).
+        interpolation: of both.
+        rand_augment: timm's RandAugment, such as ``rand-m9-mstd0.5-inc1``; by default none.
+        erase: probability with which a rectangle of a training image becomes noise.
+        mixup: alpha of MixUp, 0 for none; with ``cutmix`` one of both is drawn for each batch. The target becomes
+            soft (B, C).
+        cutmix: alpha of CutMix, 0 for none.
+        num_workers: processes that read images, for each process that trains; by default one for each core, 16 at most.
 
     Raises:
-        NdkdError: a missing split, classes that differ between splits, a class without images, a file that cannot be
-            read, images of several sizes.
+        NdkdError: a missing split, classes that differ between splits, a class without images; in use, a file that
+            cannot be read.
     """
 
-    def __init__(self, root: Path, image_size: int | None = None, **options):
-        super().__init__(**options)
-        if image_size is not None and image_size < 1:
-            raise NdkdError(f"image_size: wanted a number of pixels, got {image_size}")
-        self.root, self.image_size = Path(root), image_size
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    upright = True  # turn images as their EXIF data says
+
+    def __init__(
+        self,
+        root: Path,
+        batch_size: int = 64,
+        image_size: int = 224,
+        resize: int | None = None,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        rand_augment: str | None = None,
+        erase: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        num_workers: int | None = None,
+    ):
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 2), ("image_size", image_size, 1)):
+            if value < least:
+                raise NdkdError(f"{name}: wanted at least {least}, got {value}")
+        self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
+        self.mixup, self.cutmix, self.image_shape = mixup, cutmix, (3, image_size, image_size)
+        kind, in_rgb = v2.InterpolationMode(interpolation), InRGB(self.upright)
+        middle = v2.Resize(resize or round(image_size * 8 / 7), kind), v2.CenterCrop(image_size)
+        self.plain = v2.Compose([in_rgb, *middle, Pixels()])
+        strong = [RandAugment(rand_augment, image_size, self.mean)] if rand_augment else []
+        crop = CropWhileDecoding(image_size, interpolation=kind), in_rgb, v2.RandomHorizontalFlip()
+        self.augmented = v2.Compose([*crop, *strong, Pixels(), *erasing(erase, self.mean, self.std)])
+        self.files: dict[str, ImageFiles] = {}
+
+    @property
+    def validates_on_test(self) -> bool:
+        """Whether "best" is chosen on the test images."""
+        return self.files["val"] is self.files["test"]
+
+    @property
+    def predict_files(self) -> list[str]:
+        """The files of the test images, in order."""
+        return [os.fsdecode(path) for path in self.files["test"].paths]
 
     def setup(self, stage: str | None = None) -> None:
-        if self.parts:
+        if self.files:
             return
-        splits = [split for split in ("train", "val", "test") if split != "val" or (self.root / "val").is_dir()]
-        files = {split: image_files(self.root / split) for split in splits}
-        self.class_names = tuple(files["train"])
-        for split in splits[1:]:
-            pairs = ("train", split), (split, "train")
-            alone = {one: [name for name in files[one] if name not in files[other]] for one, other in pairs}
-            if any(alone.values()):
-                found = "; ".join(f"only in {one}: {', '.join(names[:5])}" for one, names in alone.items() if names)
-                raise NdkdError(f"{self.root}: train and {split} have different classes; {found}")
+        splits = ["train", "val", *(["test"] if (self.root / "test").is_dir() else [])]
+        self.class_names, files = find_images(self.root, splits)
         self.num_classes = len(self.class_names)
-        parts = {split: self._read(files[split]) for split in splits}
-        images = parts["train"][0]
-        self.image_shape = (images.shape[3], *images.shape[1:3])
-        self.mean, self.std = _statistics(images)
-        self.keep(parts)
+        self.mixing = mixing(self.mixup, self.cutmix, self.num_classes)
+        self.files = {"test": files["val"], **files}
 
-    def _read(self, files: dict[str, list[Path]]) -> Part:
-        paths = [path for of_class in files.values() for path in of_class]
-        target = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
-        size = self.image_size and (self.image_size, self.image_size)
-        first = size or read_image(paths[0], None).shape[:2]
-        images = np.empty((len(paths), *first, 3), np.uint8)
-        with ThreadPoolExecutor() as pool:  # decoding runs beside Python
-            for number, image in enumerate(pool.map(lambda path: read_image(path, size), paths)):
-                if image.shape[:2] != first:
-                    found, wanted = ("×".join(map(str, shape)) for shape in (image.shape[:2], first))
-                    raise NdkdError(f"image {paths[number]} is {found}, wanted {wanted} as the first; set image_size")
-                images[number] = image
-        return images, target
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.augmented, shuffle=True)
+
+    def class_mean_dataloader(self, augment: bool = False) -> DataLoader:
+        """One pass over the training images, in order."""
+        return self._loader("train", self.augmented if augment else self.plain)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val", self.plain)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.plain)
+
+    predict_dataloader = test_dataloader
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Mix training images, on the device they are on."""
+        images, target = batch
+        if self.mixing is None or not self.trainer.training:
+            return batch
+        return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
+
+    def _loader(self, split: str, transform: v2.Compose, shuffle: bool = False) -> "ImageLoader":
+        trainer, workers = self.trainer, self.num_workers
+        rank, world_size, local = (
+            (trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else (0, 1, 1)
+        )
+        if workers is None:
+            workers = min(16, max(1, len(os.sched_getaffinity(0)) // local))
+        order = ShardedOrder(len(self.files[split].target), shuffle, run_seed(), rank, world_size)
+        return ImageLoader(
+            FolderDataset(self.files[split], transform),
+            batch_size=self.batch_size,
+            sampler=order,
+            drop_last=shuffle and len(order) % self.batch_size == 1,  # BatchNorm cannot use a single image
+            num_workers=workers,
+            persistent_workers=shuffle and workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=channels_last,
+            generator=torch.Generator(),  # it draws a number, which would change those that dropout draws
+        )
 
 
-def image_files(split: Path) -> dict[str, list[Path]]:
-    """Images of each class in a split's folder, both in alphabetical order."""
-    if not split.is_dir():
-        raise NdkdError(f"there is no folder {split}: wanted {split}/CLASS/IMAGE.jpg (or .png, …)")
-    folders = sorted(folder for folder in split.iterdir() if folder.is_dir())
-    if not folders:
-        raise NdkdError(f"{split} holds no class folder: wanted {split}/CLASS/IMAGE.jpg (or .png, …)")
-    files = {f.name: sorted(p for p in f.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS) for f in folders}
-    if empty := [name for name, of_class in files.items() if not of_class]:
-        raise NdkdError(f"class folder {split / empty[0]} holds no image ({', '.join(IMG_EXTENSIONS)})")
-    return files
+class ImageLoader(DataLoader):
+    """Batches of a folder's images, with a name for what is in them."""
+
+    def fingerprint(self) -> str:
+        """Digest of the files' names, sizes and times, the classes and the transform, whatever the order."""
+        files, order = self.dataset.files, self.sampler
+        digest = hashlib.sha256(repr((self.dataset.transform, order.seed, order.epoch)).encode())
+        for path in files.paths:
+            entry = os.stat(path)
+            digest.update(b"%s %d %d\n" % (path, entry.st_size, entry.st_mtime_ns))
+        digest.update(files.target)
+        return digest.hexdigest()
 
 
-def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """An image as uint8 (h, w, 3).
+class FolderDataset(Dataset):
+    """Image ``index``, transformed with a random seed of its own, and its class: ``dataset[index, seed]``.
 
     Raises:
         NdkdError: names the file that cannot be read.
     """
-    try:
-        image = default_loader(str(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-        raise NdkdError(f"image {path} cannot be read ({why}): replace or remove it") from error
-    return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
+
+    def __init__(self, files: ImageFiles, transform: v2.Compose):
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files.target)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = item
+        path = self.files.paths[index]
+        try:
+            with Image.open(path) as image, torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a tenth of an image's time
+                return self.transform(image), self.files.target[index]
+        except READ_ERRORS as error:
+            raise unreadable(path, error) from error
 
 
-def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], a block of images at a time."""
-    sums = np.zeros((2, images.shape[3]))
-    for start in range(0, len(images), 1000):
-        block = images[start : start + 1000].reshape(-1, images.shape[3]) / 255
-        sums += block.sum(axis=0), np.square(block).sum(axis=0)
-    mean, square = sums / (images.size / images.shape[3])
-    return tuple(mean.round(4).tolist()), tuple(np.sqrt(square - mean**2).round(4).tolist())
+def channels_last(samples: list[tuple[Tensor, int]]) -> Batch:
+    """A batch (B, c, h, w), pixel by pixel in memory."""
+    images, target = default_collate([(image.permute(1, 2, 0), target) for image, target in samples])
+    return images.permute(0, 3, 1, 2), target

@@ -8,29 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ndkd.data.order import ShardedOrder
 from ndkd.seeds import generator
-
-
-class ShardedOrder:
-    """The order in which one rank sees the images of an epoch.
-
-    Shuffled, it depends on (seed, epoch) alone and every rank gets equally many; in order, the shards are not
-    padded, so that each image is seen exactly once.
-    """
-
-    def __init__(self, size: int, shuffle: bool, seed: int, rank: int, world_size: int):
-        self.size, self.shuffle, self.seed, self.rank, self.world_size = size, shuffle, seed, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
-
-    def indices(self) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.rank, self.size, self.world_size)
-        order = generator(self.seed, self.epoch).permutation(self.size)
-        return order[: self.size - self.size % self.world_size][self.rank :: self.world_size]
 
 
 class InMemoryLoader:

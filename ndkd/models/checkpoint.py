@@ -3,7 +3,7 @@
 import argparse
 import pickle
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ndkd.errors import NdkdError
+from ndkd.models.classes import some
 
 WRAPPERS = ("state_dict", "model")
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
@@ -93,31 +94,6 @@ def check_keys(wanted: dict[str, Tensor], found: dict[str, Tensor], source: str)
         "unexpected": [key for key in found if key not in wanted],
         "wrongly shaped": shapes,
     }
-    parts = [f"{kind}: {_some(keys)}" for kind, keys in differences.items() if keys]
+    parts = [f"{kind}: {some(keys)}" for kind, keys in differences.items() if keys]
     if parts:
         raise NdkdError(f"{source} does not fit the model; {'; '.join(parts)}. Is it another architecture or data set?")
-
-
-def check_class_names(content: dict[str, Any], wanted: Sequence[Any], source: str) -> None:
-    """Raise ``NdkdError`` if a checkpoint's content names other classes than these; not all checkpoints name theirs."""
-    hyper_parameters = content.get("hyper_parameters")
-    stored = hyper_parameters.get("class_names") if isinstance(hyper_parameters, dict) else None
-    if not isinstance(stored, (list, tuple)):
-        return
-    found, wanted = [str(name) for name in stored], [str(name) for name in wanted]
-    if found == wanted:
-        return
-    parts = [] if len(found) == len(wanted) else [f"{len(found)} instead of {len(wanted)}"]
-    missing, unexpected = ([name for name in a if name not in b] for a, b in ((wanted, found), (found, wanted)))
-    parts += [f"{kind}: {_some(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    if not parts:
-        k = next(k for k in range(len(found)) if found[k] != wanted[k])
-        parts = [f"the same names in another order, class {k} is {found[k]} instead of {wanted[k]}"]
-    raise NdkdError(
-        f"{source} is of other classes than the data: {'; '.join(parts)}. Train a teacher on this data, or give its "
-        "classes the teacher's names"
-    )
-
-
-def _some(keys: list[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ndkd.models.checkpoint import check_class_names, load_weights, model_weights, read_checkpoint
+from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.models.classes import fit_classes, imagenet_class_names, new_classes, stored_class_names
 from ndkd.models.factory import build_model, default_statistics
 from ndkd.models.features import FeatureExtractor
 
@@ -18,7 +19,8 @@ class ModelConfig:
         name: ``cifar/…``, ``torchvision/…``, ``timm/…`` or ``package.module:callable``, see :func:`build_model`.
         checkpoint: file with the weights: a plain state dict, ``{"model": …}``, ``{"state_dict": …}``, a checkpoint
             of ndkd, or safetensors.
-        pretrained: weights from torchvision's or timm's hub.
+        pretrained: weights from torchvision's or timm's hub or, with ``checkpoint``, from that file in the hub's place:
+            where their classes are not the data's, the classifier is new.
         classifier: name of the classifier layer; found by itself for the usual families.
         taps: layers whose outputs (``layer3``) or inputs (``layer3:input``) are the feature maps, shallow to deep.
         mean: per channel; by default the checkpoint's own, torchvision's or timm's, else the data's.
@@ -44,23 +46,42 @@ class ModelConfig:
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         class_names: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> FeatureExtractor:
-        """The model with its weights, reading images in [0, 1]; ``mean`` and ``std`` are the data's.
+        """The model with its weights, reading images in [0, 1].
 
-        Where ``class_names`` are given, a checkpoint that names its classes must name the same.
+        A model of more classes than the data's, or of the same in another order, keeps the logits of the data's.
+
+        Args:
+            num_classes: of the data.
+            mean: of the data, per channel.
+            std: of the data, per channel.
+            class_names: of the data; a classifier whose own names are known is fitted to them.
+            strict: the weights must be those of a classifier of the data's classes; a student's need not.
 
         Raises:
             NdkdError: anything that cannot be found or does not fit.
         """
         content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
-        if class_names is not None:
-            check_class_names(content, class_names, f"checkpoint {self.checkpoint}")
-        model = build_model(self.name, num_classes, self.pretrained, **self.kwargs)
-        if self.checkpoint:
-            load_weights(model, model_weights(content, model.state_dict()), f"checkpoint {self.checkpoint}")
+        from_hub = self.pretrained and not self.checkpoint
+        model = build_model(self.name, None if from_hub else num_classes, from_hub, **self.kwargs)
         known = [(self.mean, self.std), _stored_statistics(content), default_statistics(self.name, model)]
         mean, std = next((pair for pair in known if pair and any(pair)), (mean, std))
-        return FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
+        extractor = FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
+        layers, source = extractor.classifier_layers, f"checkpoint {self.checkpoint}"
+        if self.checkpoint:
+            weights = model_weights(content, model.state_dict())
+            rows = weights.get(f"{extractor.classifier[0]}.weight")
+            if rows is not None and rows.ndim == 2 and len(rows) != num_classes:
+                new_classes(layers, len(rows))
+            load_weights(model, weights, source)
+            names = stored_class_names(content)
+        elif from_hub:
+            names = class_names and imagenet_class_names(layers[0].out_features, class_names)
+            source = f"pretrained {self.name}"
+        if self.checkpoint or from_hub:
+            fit_classes(layers, names, class_names, num_classes, strict, self.pretrained, source)
+        return extractor
 
 
 def _stored_statistics(content: dict[str, Any]) -> tuple[list[float] | None, list[float] | None]:

@@ -1,23 +1,32 @@
 """From a name to a model."""
 
 import importlib
+from functools import partial
+from pathlib import Path
 
+import torch
 import torchvision
 from torch import nn
 
 from ndkd.errors import NdkdError, one_of
 from ndkd.models.cifar import MODELS as CIFAR_MODELS
+from ndkd.models.classes import new_classes
 from ndkd.models.features import find_classifier
+from ndkd.models.mobilenetv1 import MobileNetV1
+
+ZOO = {"cifar": CIFAR_MODELS, "imagenet": {"mobilenet_v1": MobileNetV1}}
 
 
-def build_model(name: str, num_classes: int, pretrained: bool = False, **kwargs) -> nn.Module:
+def build_model(name: str, num_classes: int | None, pretrained: bool = False, **kwargs) -> nn.Module:
     """Build a classifier by its name.
 
     Args:
-        name: ``cifar/resnet20`` (our zoo), ``torchvision/resnet34``, ``timm/vit_small_patch16_224``, or
-            ``package.module:callable``, which is called with ``num_classes`` and the keyword arguments.
-        num_classes: number of logits.
-        pretrained: weights of torchvision's or timm's hub; the classifier is new where its classes differ.
+        name: ``cifar/resnet20`` or ``imagenet/mobilenet_v1`` (our zoo), ``torchvision/resnet34``,
+            ``timm/vit_small_patch16_224``, or ``package.module:callable``, which is called with ``num_classes`` and
+            the keyword arguments.
+        num_classes: number of logits; None for as many as the pretrained weights have.
+        pretrained: weights of torchvision's or timm's hub, the newest or those with the tag in the name
+            (``torchvision/resnet50.IMAGENET1K_V1``); the classifier is new where the number of classes differs.
         kwargs: go to the model's constructor.
 
     Raises:
@@ -37,10 +46,10 @@ def build_model(name: str, num_classes: int, pretrained: bool = False, **kwargs)
         if not kwargs:
             raise
         raise NdkdError(f"model {name} with kwargs {kwargs}: {error}") from error
-    known = [f"cifar/{m}" for m in CIFAR_MODELS] + [f"torchvision/{m}" for m in _torchvision_names()]
+    known = [f"{zoo}/{m}" for zoo in ZOO for m in ZOO[zoo]] + [f"torchvision/{m}" for m in _torchvision_names()]
     raise NdkdError(
         f"unknown model {name!r}; {one_of(name, known)} "
-        "A name is cifar/…, torchvision/…, timm/… or package.module:callable"
+        "A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
     )
 
 
@@ -51,37 +60,50 @@ def default_statistics(name: str, model: nn.Module) -> tuple[tuple[float, ...], 
         return tuple(timm_config["mean"]), tuple(timm_config["std"])
     if not name.startswith("torchvision/"):
         return None
-    transforms = torchvision.models.get_model_weights(name.partition("/")[2]).DEFAULT.transforms()
+    transforms = _torchvision_weights(name.partition("/")[2]).transforms()
     return tuple(transforms.mean), tuple(transforms.std)
 
 
-def _from_zoo(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
-    if model not in CIFAR_MODELS:
-        raise NdkdError(f"unknown model 'cifar/{model}'; {one_of(model, list(CIFAR_MODELS))}")
+def _from_zoo(zoo: str, model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
+    if model not in ZOO[zoo]:
+        raise NdkdError(f"unknown model '{zoo}/{model}'; {one_of(model, list(ZOO[zoo]))}")
     if pretrained:
-        raise NdkdError(f"cifar/{model} has no weights on a hub: give a file as checkpoint instead of pretrained")
-    return CIFAR_MODELS[model](num_classes=num_classes, **kwargs)
+        raise NdkdError(f"{zoo}/{model} has no weights on a hub: give a file as checkpoint instead of pretrained")
+    return ZOO[zoo][model](num_classes=num_classes, **kwargs)
 
 
-def _from_torchvision(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
-    if model not in _torchvision_names():
-        raise NdkdError(f"unknown model 'torchvision/{model}'; {one_of(model, _torchvision_names())}")
+def _from_torchvision(model: str, num_classes: int | None, pretrained: bool, **kwargs) -> nn.Module:
+    weights, architecture = _torchvision_weights(model), model.partition(".")[0]
     if not pretrained:
-        return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **kwargs)
-    weights = torchvision.models.get_model_weights(model).DEFAULT
+        return torchvision.models.get_model(architecture, weights=None, num_classes=num_classes, **kwargs)
     try:
-        built = torchvision.models.get_model(model, weights=weights, **kwargs)
+        built = torchvision.models.get_model(architecture, weights=weights, **kwargs)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
-        file = weights.url.rsplit("/", 1)[-1]
+        file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
         raise NdkdError(
-            f"cannot download the weights of torchvision/{model} ({error}); get {weights.url} elsewhere and put it "
-            f"at $TORCH_HOME/hub/checkpoints/{file}, or give it as checkpoint"
+            f"cannot download the weights of torchvision/{model} ({error}); get {weights.url} elsewhere and put it at "
+            f"{file}, or give it as checkpoint beside pretrained: true"
         ) from error
-    for name in find_classifier(built):
-        layer = built.get_submodule(name)
-        if layer.out_features != num_classes:
-            built.set_submodule(name, nn.Linear(layer.in_features, num_classes))
-    return built
+    return _with_classes(built, num_classes)
+
+
+def _torchvision_weights(model: str) -> torchvision.models.WeightsEnum:
+    """The newest weights of a model, or those with the tag behind its name."""
+    architecture, _, tag = model.partition(".")
+    if architecture not in _torchvision_names():
+        raise NdkdError(f"unknown model 'torchvision/{model}'; {one_of(architecture, _torchvision_names())}")
+    weights = torchvision.models.get_model_weights(architecture)
+    if tag and tag not in weights.__members__:
+        known = [f"{architecture}.{name}" for name in weights.__members__]
+        raise NdkdError(f"unknown weights 'torchvision/{model}'; {one_of(model, known)}")
+    return weights[tag] if tag else weights.DEFAULT
+
+
+def _with_classes(model: nn.Module, num_classes: int | None) -> nn.Module:
+    layers = [model.get_submodule(name) for name in find_classifier(model)]
+    if num_classes is not None and layers[0].out_features != num_classes:
+        new_classes(layers, num_classes)
+    return model
 
 
 def _from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
@@ -92,16 +114,20 @@ def _from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.M
     if not timm.is_model(model.split(".")[0]):
         raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, timm.list_models())}")
     try:
-        return timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        if not pretrained:
+            return timm.create_model(model, num_classes=num_classes, **kwargs)
+        return _with_classes(timm.create_model(model, pretrained=True, **kwargs), num_classes)
     except Exception as error:
         if "Invalid pretrained tag" in str(error):
             tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
             raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, tags)}") from error
-        if not pretrained:
+        if not pretrained or isinstance(error, NdkdError):
             raise
+        page = timm.get_pretrained_cfg(model).hf_hub_id
         raise NdkdError(
-            f"cannot load the hub weights of timm/{model} ({type(error).__name__}); without a network, get the file "
-            "elsewhere and give it as checkpoint"
+            f"cannot load the hub weights of timm/{model} ({type(error).__name__}); without a network, get "
+            f"https://huggingface.co/{page}/resolve/main/model.safetensors elsewhere and give it as checkpoint beside "
+            "pretrained: true"
         ) from error
 
 
@@ -122,4 +148,8 @@ def _torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-FAMILIES = {"cifar": _from_zoo, "torchvision": _from_torchvision, "timm": _from_timm}
+FAMILIES = {
+    **{zoo: partial(_from_zoo, zoo) for zoo in ZOO},
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class FeatureExtractor(nn.Module):
     Args:
         model: maps normalised images (B, c, h, w) to logits (B, C).
         classifier: name of the classifier layer (``"fc"``), or of several, whose inputs are averaged
-            (``["head", "head_dist"]``); by default it is found by itself, see :func:`find_classifier`.
+            (``["head", "head_dist"]``) and whose logits are in ``extra`` by their names; by default it is found by
+            itself, see :func:`find_classifier`.
         taps: names of the modules whose outputs are the feature maps, shallow to deep; ``"NAME:input"`` takes the
             input of the module's last call instead.
         mean: per channel, subtracted from the images.
@@ -52,14 +54,19 @@ class FeatureExtractor(nn.Module):
         self._install_hooks()
 
     @property
+    def classifier_layers(self) -> list[nn.Linear]:
+        """The classifier layers themselves."""
+        return [self.model.get_submodule(name) for name in self.classifier]
+
+    @property
     def embedding_dim(self) -> int:
         """Width D of the embedding."""
-        return self.model.get_submodule(self.classifier[0]).in_features
+        return self.classifier_layers[0].in_features
 
     @property
     def num_classes(self) -> int:
         """Number of logits C."""
-        return self.model.get_submodule(self.classifier[0]).out_features
+        return self.classifier_layers[0].out_features
 
     def forward(self, images: Tensor) -> ModelOutput:
         if self.mean is not None:
@@ -75,7 +82,9 @@ class FeatureExtractor(nn.Module):
                 raise NdkdError(f"{type(self.model).__name__} does not call its layer {name}: choose another")
         embeddings = [captured[name] for name in self.classifier]
         embedding = embeddings[0] if len(embeddings) == 1 else torch.stack(embeddings).mean(dim=0)
-        return ModelOutput(logits=logits, embedding=embedding, feature_maps=[captured[tap] for tap in self.taps])
+        heads = {name.replace(".", "_"): captured[f"{name}:logits"] for name in self.classifier if len(embeddings) > 1}
+        maps = [captured[tap] for tap in self.taps]
+        return ModelOutput(logits, embedding, feature_maps=maps, extra=SimpleNamespace(**heads))
 
     def _install_hooks(self) -> None:
         for name in self.classifier:
@@ -83,6 +92,8 @@ class FeatureExtractor(nn.Module):
             if not isinstance(layer, nn.Linear):
                 raise NdkdError(f"classifier: wanted a Linear layer, {name} is a {type(layer).__name__}")
             layer.register_forward_pre_hook(partial(self._keep_embedding, name))
+            if len(self.classifier) > 1:
+                layer.register_forward_hook(partial(self._keep_output, f"{name}:logits"))
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.register_forward_hook(self._remember_dropout)

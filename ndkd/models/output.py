@@ -1,6 +1,7 @@
 """What a model hands to the losses."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ class ModelOutput:
     """(N, D of the teacher): the embedding through the projector; the embedding itself where the widths agree."""
     feature_maps: list[Tensor] = field(default_factory=list)
     """Shallow to deep, each (B, c, h, w)."""
+    extra: SimpleNamespace = field(default_factory=SimpleNamespace)
+    """What only some models have: of one with several classifier layers the logits (N, C) of each, by its name."""
 
     def __post_init__(self):
         if self.projected is None:

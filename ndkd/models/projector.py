@@ -8,9 +8,18 @@ class Projector(nn.Sequential):
 
     The BatchNorm makes the projected embedding invariant to the scale of the raw one: look at both norms.
     Source: https://arxiv.org/abs/2305.17007.
+
+    Args:
+        student_width: D of the student's embedding.
+        teacher_width: D of the teacher's.
+        std: the linear layer's weights and bias start from N(0, std); by default as torch has it, the bias zero.
+        dropout: probability.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, dropout: float = 0.5):
+    def __init__(self, student_width: int, teacher_width: int, std: float | None = None, dropout: float = 0.5):
         linear = nn.Linear(student_width, teacher_width)
         nn.init.zeros_(linear.bias)
+        if std is not None:
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.normal_(linear.bias, std=std)
         super().__init__(nn.BatchNorm1d(student_width), nn.Dropout(dropout), linear)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ndkd.models import build_model
-from ndkd.models.checkpoint import check_class_names, load_weights, model_weights, read_checkpoint
+from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
 
 
 def net(**layers):
@@ -303,43 +303,3 @@ def test_another_architecture(refused):
     model, weights = build_model("cifar/resnet8", 5), build_model("cifar/resnet14", 5).state_dict()
     with refused("file x does not fit the model; unexpected: layer1.1.conv1.weight, ", " and 32 more. ", ""):
         load_weights(model, weights, "file x")
-
-
-# ---- classes ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("stored", "difference"),
-    [
-        (["a", "b"], "2 instead of 3; missing: 7"),
-        (["a", "b", "7", "c"], "4 instead of 3; unexpected: c"),
-        (("a", "c", "d"), "missing: b, 7; unexpected: c, d"),
-        (["b", "a", 7], "the same names in another order, class 0 is b instead of a"),
-        (["a", "b", "7", "7"], "4 instead of 3"),
-        ([], "0 instead of 3; missing: a, b, 7"),
-        (["a", "b", *map(str, range(2, 9))], "9 instead of 3; unexpected: 2, 3, 4, 5 and 2 more"),
-    ],
-)
-def test_other_class_names(refused, stored, difference):
-    with refused(
-        f"file x is of other classes than the data: {difference}. Train a teacher on this data, or give its classes "
-        "the teacher's names"
-    ):
-        check_class_names({"hyper_parameters": {"class_names": stored}}, ("a", "b", 7), "file x")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {},
-        {"hyper_parameters": None},
-        {"hyper_parameters": "text"},
-        {"hyper_parameters": {}},
-        {"hyper_parameters": {"class_names": None}},
-        {"hyper_parameters": {"class_names": "a"}},
-        {"hyper_parameters": {"class_names": ["a", "b", "7"]}},
-        {"hyper_parameters": {"class_names": ("a", "b", 7)}},
-    ],
-)
-def test_the_same_class_names_or_none(content):
-    check_class_names(content, ("a", "b", 7), "file x")

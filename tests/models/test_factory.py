@@ -14,7 +14,7 @@ from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.cifar import MODELS
 from ndkd.models.factory import default_statistics
 
-NAMES = " A name is cifar/…, torchvision/…, timm/… or package.module:callable"
+NAMES = " A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def random_weights(model, **kwargs):
     [
         ("cifar/resnet8", "ResNet", {"widths": (8, 8, 8, 16)}),
         ("cifar/wrn_16_1", "WideResNet", {}),
+        ("imagenet/mobilenet_v1", "MobileNetV1", {}),
         ("torchvision/mobilenet_v3_small", "MobileNetV3", {"dropout": 0.1}),
         ("timm/resnet10t", "ResNet", {"drop_rate": 0.1}),
     ],
@@ -166,6 +167,30 @@ def test_pretrained(hub, model, classifier, num_classes):
     assert state[f"{classifier}.weight"].shape[0] == num_classes
 
 
+@pytest.mark.parametrize("tag", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
+def test_pretrained_with_a_tag(hub, tag):
+    hub.state = random_weights("resnet50")
+    model = build_model(f"torchvision/resnet50.{tag}", None, pretrained=True)
+    assert hub.asked[0].name == tag
+    assert model.fc.out_features == 1000
+    assert build_model(f"torchvision/resnet50.{tag}", 7).fc.out_features == 7
+    assert default_statistics(f"torchvision/resnet50.{tag}", model) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_unknown_tag_of_torchvision(refused):
+    with refused("unknown weights 'torchvision/resnet50.V1'; did you mean ", "resnet50.IMAGENET1K_V1", "?"):
+        build_model("torchvision/resnet50.V1", 10)
+
+
+def test_pretrained_from_the_hubs_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder, state = tmp_path / "hub" / "checkpoints", random_weights("shufflenet_v2_x0_5")
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "shufflenetv2_x0.5-f707e7126e.pth")
+    model = build_model("torchvision/shufflenet_v2_x0_5", 10, pretrained=True)
+    assert torch.equal(model.conv1[0].weight, state["conv1.0.weight"])
+
+
 def test_pretrained_without_a_linear_classifier(refused, hub):
     hub.state = random_weights("squeezenet1_1")
     with refused("cannot tell which layer of SqueezeNet is the classifier; it has no Linear layer"):
@@ -188,13 +213,14 @@ def test_pretrained_googlenet(hub):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_pretrained_without_network(refused, hub, error):
+def test_pretrained_without_network(refused, hub, error, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     hub.state = error
     file = "resnet18-f37072fd.pth"
     with refused(
         f"cannot download the weights of torchvision/resnet18 ({error}); "
         f"get https://download.pytorch.org/models/{file} elsewhere and put it "
-        f"at $TORCH_HOME/hub/checkpoints/{file}, or give it as checkpoint"
+        f"at {tmp_path}/hub/checkpoints/{file}, or give it as checkpoint beside pretrained: true"
     ):
         build_model("torchvision/resnet18", 10, pretrained=True)
 
@@ -204,14 +230,15 @@ def test_pretrained_timm(refused, monkeypatch):
 
     def create_model(model, **options):
         asked.update(options, model=model)
-        if options["pretrained"]:
+        if options.get("pretrained"):
             raise OSError("offline\nsecond line")
         return nn.Linear(2, options["num_classes"])
 
     monkeypatch.setattr(timm, "create_model", create_model)
     assert build_model("timm/resnet10t", 10, drop_rate=0.1).out_features == 10
-    assert asked == {"model": "resnet10t", "pretrained": False, "num_classes": 10, "drop_rate": 0.1}
-    reason = "(OSError); without a network, get the file elsewhere and give it as checkpoint"
+    assert asked == {"model": "resnet10t", "num_classes": 10, "drop_rate": 0.1}
+    file = "https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors"
+    reason = f"(OSError); without a network, get {file} elsewhere and give it as checkpoint beside pretrained: true"
     with refused(f"cannot load the hub weights of timm/resnet10t.c3_in1k {reason}"):
         build_model("timm/resnet10t.c3_in1k", 10, pretrained=True)
     assert asked["model"] == "resnet10t.c3_in1k"

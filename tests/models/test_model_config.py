@@ -119,7 +119,8 @@ def test_pretrained_and_kwargs_go_to_the_factory(monkeypatch):
 
     monkeypatch.setattr("ndkd.models.config.build_model", build)
     ModelConfig("x/y", pretrained=True, kwargs={"a": 1}).build(5, *DATA)
-    assert asked == [(("x/y", 5, True), {"a": 1})]
+    ModelConfig("x/y", kwargs={"a": 1}).build(5, *DATA)
+    assert asked == [(("x/y", None, True), {"a": 1}), (("x/y", 5, False), {"a": 1})]
 
 
 def test_classifier_and_taps():
@@ -136,8 +137,8 @@ def test_classifier_and_taps():
 
 def test_another_number_of_classes(refused, teacher_checkpoint):
     with refused(
-        f"checkpoint {teacher_checkpoint} does not fit the model; wrongly shaped: fc.weight (10, 64) instead of "
-        "(7, 64), fc.bias (10,) instead of (7,). Is it another architecture or data set?"
+        f"checkpoint {teacher_checkpoint} has 10 classes without names, the data has 7: with pretrained: true it gets "
+        "a new classifier"
     ):
         ModelConfig("cifar/resnet8", checkpoint=teacher_checkpoint).build(7, *DATA)
 

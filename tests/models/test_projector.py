@@ -1,5 +1,6 @@
 """Projector, frozen teacher and the output's default."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -44,3 +45,11 @@ def test_projected_is_the_embedding_by_default():
     first, second = ModelOutput(logits, embedding).feature_maps, ModelOutput(logits, embedding).feature_maps
     assert first == []
     assert first is not second
+
+
+def test_start_of_its_linear_layer():
+    torch.manual_seed(0)
+    linear = Projector(300, 200, std=0.01)[2]
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert linear.bias.std().item() == pytest.approx(0.01, rel=0.2)
+    assert not Projector(300, 200)[2].bias.any()

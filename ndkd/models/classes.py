@@ -1,0 +1,102 @@
+"""Which classes a model's logits stand for, and how they become the data's."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from ndkd.errors import NdkdError
+
+WNID = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
+
+
+def stored_class_names(content: dict[str, Any]) -> list[str] | None:
+    """The class names inside a checkpoint's content; not all checkpoints name theirs."""
+    hyper_parameters = content.get("hyper_parameters")
+    names = hyper_parameters.get("class_names") if isinstance(hyper_parameters, dict) else None
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
+
+
+def imagenet_class_names(num_classes: int, wanted: Sequence[str]) -> list[str] | None:
+    """The names of ImageNet's classes in the order of published weights, None where they are not known.
+
+    In words as torchvision has them or, where the data names its classes so, as WordNet's numbers.
+    """
+    if not all(WNID.fullmatch(name) for name in wanted):
+        return torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"] if num_classes == 1000 else None
+    if num_classes == len(wanted) == 1000:
+        return sorted(wanted)
+    try:
+        from timm.data import ImageNetInfo, infer_imagenet_subset
+    except ImportError:
+        return None
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return ImageNetInfo(subset).label_names() if subset else None
+
+
+def fit_classes(
+    layers: list[nn.Linear],
+    found: Sequence[str] | None,
+    wanted: Sequence[str] | None,
+    num_classes: int,
+    strict: bool,
+    renew: bool,
+    source: str,
+) -> None:
+    """Make a classifier one of the data's classes, in place.
+
+    Where it knows them all, it keeps their logits, in the data's order.
+
+    Args:
+        layers: the classifier, one layer per head.
+        found: the names of its classes, where they are known.
+        wanted: the names of the data's, where they are known.
+        num_classes: number of the data's classes.
+        strict: the logits must be right as they are.
+        renew: where the number of classes differs, a new classifier may take its place.
+        source: names the model in a message.
+
+    Raises:
+        NdkdError: classes that the model does not know.
+    """
+    own = layers[0].out_features
+    if found is not None and wanted is not None and list(found) != list(wanted):
+        times = Counter(found)
+        missing = [name for name in wanted if times[name] != 1]  # a name of two classes tells neither
+        if not missing:
+            return _keep(layers, [list(found).index(name) for name in wanted])
+        if strict:
+            raise NdkdError(
+                f"{source} does not know {len(missing)} of the data's {len(wanted)} classes: {some(missing)}; it has "
+                f"{some(found)}. Train a teacher on this data, or give its classes the teacher's names"
+            )
+    if own == num_classes:
+        return None
+    if strict or not renew:
+        to_do = "train a teacher on this data" if strict else "with pretrained: true it gets a new classifier"
+        raise NdkdError(f"{source} has {own} classes without names, the data has {num_classes}: {to_do}")
+    return new_classes(layers, num_classes)
+
+
+def new_classes(layers: list[nn.Linear], num_classes: int) -> None:
+    """Give a classifier another number of classes, with new weights, in place."""
+    for layer in layers:
+        layer.out_features = num_classes
+        for name, parameter in layer.named_parameters():
+            setattr(layer, name, nn.Parameter(parameter.new_empty(num_classes, *parameter.shape[1:])))
+        layer.reset_parameters()
+
+
+def _keep(layers: list[nn.Linear], rows: list[int]) -> None:
+    for layer in layers:
+        layer.out_features = len(rows)
+        for name, parameter in layer.named_parameters():
+            setattr(layer, name, nn.Parameter(parameter.detach()[rows]))
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

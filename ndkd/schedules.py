@@ -1,0 +1,41 @@
+"""A learning rate schedule that torch has only in parts."""
+
+from math import cos, pi
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupCosineLR(LRScheduler):
+    r"""Linear warm-up from ``min_lr``, then a cosine back to it; to be stepped every step (``lr_interval: step``).
+
+    .. math:: \eta_t = \eta_{min} + (\eta - \eta_{min}) \begin{cases} t / w & t < w \\
+        \tfrac{1}{2} \big(1 + \cos \pi \tfrac{t - w}{T - w}\big) & t \ge w \end{cases}
+
+    Source: https://arxiv.org/abs/1608.03983.
+
+    Args:
+        optimizer: whose learning rates are the highest.
+        total_steps: T, of the whole training; the module fills it in.
+        warmup: w / T.
+        min_lr: learning rate at the start of the warm-up and in the end.
+
+    Raises:
+        ValueError: no steps, or a warm-up outside [0, 1).
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int | None = None, warmup: float = 0.0, min_lr: float = 0.0):
+        if total_steps is None or total_steps < 1:
+            raise ValueError(f"total_steps: wanted at least 1, got {total_steps}")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup: wanted a share of the training, 0 to 1, got {warmup}")
+        self.total_steps, self.warmup_steps, self.min_lr = total_steps, round(warmup * total_steps), min_lr
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        if self.last_epoch < self.warmup_steps:
+            share = self.last_epoch / self.warmup_steps
+        else:
+            done = (self.last_epoch - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+            share = (1 + cos(pi * min(1, done))) / 2
+        return [self.min_lr + (highest - self.min_lr) * share for highest in self.base_lrs]
