@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 import yaml
 from command import REPOSITORY, SHORT, ndkd
 from PIL import Image
 from torchvision import datasets
+from torchvision.models import WeightsEnum
 
 from ndkd.data import CIFAR100DataModule
 from ndkd.models import build_model
@@ -21,7 +24,7 @@ WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFI
 WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
 PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.startswith("configs/cifar_")]
 STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
-    *([name] for name in WHOLE),
+    *([name] for name in WHOLE if "imagenet" not in name),  # test_imagenet_configs.py has those
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
     ["configs/cifar10_kd++.yaml", "configs/cifar10_outside_teacher.yaml"],
     ["configs/cifar_r56_r20.yaml", "configs/cifar/alone.yaml", "configs/cifar/mdistiller.yaml"],
@@ -29,6 +32,11 @@ STEPS = [  # all that need code of their own; test_cifar_configs.py has the numb
 ]
 CIFAR10_TEACHER = "fit --config configs/cifar10_student.yaml --model.init_args.student.name cifar/resnet56"
 CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10_teacher"]
+FOLDER_TEACHER = ["fit", "--config", "configs/imagefolder_teacher.yaml", "--data.init_args.root", "FOLDER"]
+FOLDER_TEACHER += ["--model.init_args.student.name", "timm/resnet50"]
+SMALL = ["--trainer.max_epochs=1"] + [
+    f"--data.init_args.{o}" for o in ("batch_size=4", "image_size=32", "num_workers=0")
+]
 METHODS = sorted((REPOSITORY / "configs" / "digits").glob("*++.yaml"))
 
 
@@ -61,13 +69,41 @@ def with_cifar(workplace):
     assert status == 0, err
 
 
+@pytest.fixture(scope="module")
+def with_images(workplace):
+    """A folder of images of two of ImageNet's classes, a teacher for them, and random weights on every hub."""
+    random = np.random.default_rng(0)
+    for name in ("goldfish", "tench"):
+        for split, number in (("train", 6), ("val", 2)):
+            for index in range(number):
+                file = Path("FOLDER", split, name, f"{index}.jpg")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (30, 40 + index, 3), np.uint8)).save(file)
+
+    def random_weights(weights, *args, **options):
+        model = type(weights).__name__.removesuffix("_Weights").lower()
+        return torchvision.models.get_model(model, weights=None).state_dict()
+
+    create = timm.create_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightsEnum, "get_state_dict", random_weights)
+        patch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+        status, _, err = ndkd(*FOLDER_TEACHER, *SMALL)
+        assert status == 0, err
+        yield
+
+
 @pytest.mark.parametrize("configs", STEPS, ids=",".join)
-def test_config_takes_a_step(configs, with_cifar, monkeypatch):
+def test_config_takes_a_step(configs, with_cifar, with_images, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(CIFAR100DataModule, "dataset", SmallCIFAR100)
     options = [part for name in configs for part in ("--config", name)]
     if "cifar" in configs[0]:
         options += ["--data.init_args.batch_size=4", "--class_means.cache_dir=cache"]
+    if "imagefolder" in configs[0]:
+        options += [*SMALL, "--data.init_args.root=FOLDER"]
+    if configs[0] == "configs/imagefolder.yaml":
+        options += ["--model.init_args.teacher.name=timm/resnet50"]
     status, _, err = ndkd("fit", *options, "--trainer.fast_dev_run=true", "--run_dir", "dev")
     assert status == 0, err
     assert not Path("dev/config.yaml").exists()
@@ -104,17 +140,19 @@ def readme_commands():
     return [command for command in commands if command.startswith("ndkd ")]
 
 
-def test_readme_commands_run(with_cifar, monkeypatch):
-    """In README's order; training is cut to one epoch of 40 images."""
+def test_readme_commands_run(with_cifar, with_images, monkeypatch):
+    """In README's order; training is cut to one epoch of a few images."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     commands = readme_commands()
     assert len(commands) >= 4
     assert "ndkd fit --config configs/digits/kd++.yaml" in commands
     for command in dict.fromkeys(commands):
         arguments = shlex.split(command)[1:]
-        if arguments in (CIFAR10_TEACHER, ["fit", "--config", "configs/digits/teacher.yaml"]):
+        if arguments in (CIFAR10_TEACHER, FOLDER_TEACHER, ["fit", "--config", "configs/digits/teacher.yaml"]):
             continue  # done by the fixtures
-        if arguments[0] == "fit" and "--help" not in arguments:
+        if "configs/imagefolder.yaml" in arguments:
+            arguments += SMALL
+        elif arguments[0] == "fit" and "--help" not in arguments:
             arguments += ["--trainer.max_epochs=1", "--data.init_args.train_size=40", "--trainer.limit_test_batches=2"]
             if "--ckpt_path" in arguments:
                 arguments += ["--trainer.max_epochs=2"]
@@ -122,6 +160,10 @@ def test_readme_commands_run(with_cifar, monkeypatch):
         assert status == 0, f"{command}: {err}"
     assert Run("runs/digits/kd++").is_used
     assert Run("runs/cifar10_kd++").is_used
+    rows = Path("runs/imagefolder/predictions.csv").read_text().splitlines()
+    assert rows[0] == "file,prediction,confidence,target"
+    assert [row.split(",")[0] for row in rows[1:3]] == ["FOLDER/val/goldfish/0.jpg", "FOLDER/val/goldfish/1.jpg"]
+    assert len(list(Path("runs/class_means").iterdir())) == 2  # of two teachers
 
 
 @pytest.mark.parametrize(

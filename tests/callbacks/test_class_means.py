@@ -2,12 +2,14 @@
 
 import json
 import re
+import weakref
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_data import TinyData
 from torch.utils.data import DataLoader, TensorDataset
 
 from ndkd.callbacks import ClassMeans, checkpoint_callbacks
@@ -68,6 +70,33 @@ def test_means_of_augmented_images(fit, make_module, terms, tiny_data, teacher_c
     )
     torch.testing.assert_close(means, augmented, rtol=0, atol=1e-6)
     assert (means - plain).abs().max() > 1e-3
+
+
+def test_memory_does_not_grow_with_the_images(fit, make_module, terms, tiny_data, monkeypatch):
+    """However many batches there are, one is alive at a time, with its embeddings."""
+    alive, most = [], []
+
+    def count(tensor):
+        alive.append(weakref.ref(tensor))
+        most.append(sum(reference() is not None for reference in alive))
+
+    def batches(data, augment=False):
+        for number in range(40):
+            images = torch.full((5, 3, 8, 8), number / 40)
+            count(images)
+            yield images, torch.arange(5) + number % 2 * 5
+
+    def counted_embeddings(module, batch):
+        embedding, target = embed(module, batch)
+        count(embedding)
+        return embedding, target
+
+    embed = DistillationModule.teacher_embeddings
+    monkeypatch.setattr(TinyData, "class_mean_dataloader", batches)
+    monkeypatch.setattr(DistillationModule, "teacher_embeddings", counted_embeddings)
+    start(fit, make_module(terms("nd")), ClassMeans())
+    assert len(most) == 80
+    assert max(most) <= 4
 
 
 class KeepMeans(L.Callback):
