@@ -1,5 +1,6 @@
 """The command line. Help and plain mistakes are answered here, before anything heavy is imported."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    print(f"ndkd: {' '.join(message.split())}", file=sys.stderr)
+    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    where = f"rank {rank}: " if rank != "0" else ""
+    print(f"ndkd: {where}{' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

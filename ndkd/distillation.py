@@ -405,7 +405,8 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what this stage has built, and say where the configuration differs from the checkpoint's."""
         stored = checkpoint.get("hyper_parameters", {})
-        for name, (value, before) in differences(self.hparams, stored).items():
+        changed = differences(self.hparams, stored) if self.global_rank == 0 else {}
+        for name, (value, before) in changed.items():
             print(f"ndkd: {name} is {value} in the configuration, {before} in the checkpoint")
         if self.class_means is None and "class_means" in checkpoint["state_dict"]:
             self.class_means = torch.empty_like(checkpoint["state_dict"]["class_means"])

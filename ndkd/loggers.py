@@ -76,6 +76,7 @@ def _say(save_dir: str | Path, why: str) -> None:
     print(f"ndkd: {why}; the run goes on offline. To upload it later: wandb sync {save_dir}/wandb/offline-run-*")
 
 
+@rank_zero_only  # the only rank with a W&B run
 def _run_id(save_dir: str | Path) -> str:
     """The id that an earlier start of this run left, else a new one."""
     file = Path(save_dir) / "wandb" / "run_id.txt"

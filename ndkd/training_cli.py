@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -64,13 +67,18 @@ def run_command(arguments: list[str]) -> int:
     except RuntimeError as error:
         from torch._dynamo.exc import TorchDynamoException
 
+        if "find_unused_parameters" in str(error):
+            raise NdkdError(
+                "no loss reaches some of the student's parameters: add one on its logits, or set trainer.strategy: "
+                "ddp_find_unused_parameters_true"
+            ) from error
         if not isinstance(error, TorchDynamoException):
             raise
         why = str(getattr(error, "inner_exception", error)).splitlines()[0]
         raise NdkdError(f"a model cannot be compiled: {why}; leave out its compile") from error
     except SystemExit as exit:  # Lightning's way out after Ctrl-C and SIGTERM, and the parser's after its help
         stopped = exit.code == 1 or isinstance(exit, SIGTERMException)
-        if stopped and arguments[0] == "fit":
+        if stopped and arguments[0] == "fit" and rank_zero_only.rank == 0:
             print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
         return 143 if isinstance(exit, SIGTERMException) else int(exit.code or 0)
     return 0
@@ -120,7 +128,7 @@ class TrainingCLI(LightningCLI):
         resume = config.ckpt_path
         if self.subcommand == "fit" and config.trainer.max_epochs == 0:
             raise NdkdError("trainer.max_epochs: wanted at least 1, got 0")
-        if self.subcommand == "fit" and rank_zero_only.rank == 0 and not config.trainer.fast_dev_run:
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:  # on every rank, or the others would wait
             self._check_run_folder(resume)
         config.ckpt_path = self._checkpoint_file(resume)
 
@@ -184,10 +192,19 @@ class TrainingCLI(LightningCLI):
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
         else:
             config["enable_checkpointing"] = False
+        check_strategy(config["strategy"])
         try:
-            return super()._instantiate_trainer(config, callbacks)
-        except ValueError as error:
+            trainer = super()._instantiate_trainer(config, callbacks)
+            # torchrun's processes would each train alone where the trainer was told of one device
+            environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
+            environment = getattr(trainer.strategy, "cluster_environment", environment)
+            if environment is not None:
+                environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        except (ValueError, RuntimeError) as error:
             raise NdkdError(f"trainer: {error}") from error
+        if config["sync_batchnorm"] and trainer.strategy.root_device.type == "cpu":
+            raise NdkdError("trainer.sync_batchnorm: exists on GPUs only; leave it out")
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
@@ -197,12 +214,13 @@ class TrainingCLI(LightningCLI):
         run = self.run_folder
         if self.trainer.fast_dev_run:
             return
-        if not run.is_used:
+        kept = [name for name in ("last", "best") if run.checkpoint(name).exists()]  # best wants validation images
+        kept = self.trainer.strategy.broadcast(kept)  # another machine may see a new file late
+        if not kept:
             raise NdkdError("no epoch was trained: there was no batch of training images")
         results = {}
         has_test = is_overridden("test_dataloader", self.datamodule, L.LightningDataModule)
         if has_test and self.trainer.limit_test_batches:
-            kept = [name for name in ("last", "best") if run.checkpoint(name).exists()]  # best wants validation images
             results = {name: self._test(run.checkpoint(name)) for name in kept}
         if not self.trainer.is_global_zero:
             return
@@ -257,6 +275,19 @@ def _say_what_changed(run: Run, config: str) -> None:
             print(f"ndkd: {name} is {value} in the configuration, {old} in the run so far{kept}")
 
 
+def check_strategy(strategy: str | Strategy) -> None:
+    """Raise ``NdkdError`` for a strategy that splits models, or whose processes do not run the command line."""
+    if isinstance(strategy, str):
+        supported = re.fullmatch("auto|single_device|ddp(_find_unused_parameters_(true|false))?", strategy)
+    else:
+        supported = type(strategy) in (SingleDeviceStrategy, DDPStrategy)
+    if not supported:
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        raise NdkdError(
+            f"trainer.strategy: wanted auto, single_device, ddp or ddp_find_unused_parameters_true, got {name}"
+        )
+
+
 def known_classes() -> dict[str, list[str]]:
     """Names to suggest, by the entry of a configuration that wants a class."""
     losses = [name for name in ndkd.losses.__all__ if name.endswith("Loss")]
@@ -274,7 +305,7 @@ def _subclasses(module: Any, base: type) -> list[str]:
 
 
 def default_run_dir(arguments: list[str], seed: int) -> Path:
-    """``runs/`` and the names of the configs; overlays in a folder ``loggers`` do not count.
+    """``runs/`` and the names of the configs; overlays of ``loggers`` and ``trainer`` folders do not count.
 
     >>> default_run_dir(["fit", "--config", "configs/digits/kd++.yaml"], seed=1).as_posix()
     'runs/digits/kd++-seed1'
@@ -283,7 +314,7 @@ def default_run_dir(arguments: list[str], seed: int) -> Path:
     """
     names = []
     for config in map(Path, values_of(("--config", "-c"), arguments)):
-        if config.parent.name != "loggers":
+        if config.parent.name not in ("loggers", "trainer"):  # how a run is made, not what
             parts = config.with_suffix("").parts
             whole = "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else parts[-1]
             names.append(parts[-1] if names else whole)

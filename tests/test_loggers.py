@@ -57,6 +57,12 @@ def test_the_environment_decides_over_the_configuration(make_logger, monkeypatch
     assert capsys.readouterr().out == ""
 
 
+def test_other_ranks_write_no_id(make_logger, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero.rank_zero_only.rank", 1)
+    make_logger(offline=True)
+    assert not list(tmp_path.rglob("run_id.txt"))
+
+
 def test_a_folder_keeps_its_id(make_logger, tmp_path):
     first, again = make_logger(offline=True), make_logger(offline=True)
     other = WandbLogger(tmp_path / "other", offline=True)

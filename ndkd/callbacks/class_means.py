@@ -77,16 +77,20 @@ class ClassMeans(L.Callback):
         device = torch.device("cpu") if module.device.type == "mps" else module.device  # Apple's GPUs have no float64
         sums = torch.zeros(shape, dtype=torch.float64, device=device)
         counts = torch.zeros(shape[0], dtype=torch.float64, device=device)
+        span = torch.tensor([-shape[0], 0], device=device)  # of the labels: minus the lowest, the highest
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in tqdm(loader, desc="class means", disable=not shown, leave=False, unit="batch"):
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
             embedding, label = module.teacher_embeddings(batch)
-            if label.min() < 0 or label.max() >= shape[0]:
-                raise NdkdError(f"wanted labels from 0 to {shape[0] - 1}, the data has {label.min()} to {label.max()}")
             embedding, label = embedding.to(device).double(), label.to(device)
+            span = torch.maximum(span, torch.stack([-label.min(), label.max()]))
+            label = label.clamp(0, shape[0] - 1)  # a wrong one is named below, by every rank: none waits for another
             sums.index_add_(0, label, embedding)
             counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
         sums, counts = (trainer.strategy.reduce(tensor, reduce_op="sum") for tensor in (sums, counts))
+        low, high = (trainer.strategy.reduce(span, reduce_op="max") * span.new_tensor([-1, 1])).tolist()
+        if low < 0 or high >= shape[0]:
+            raise NdkdError(f"wanted labels from 0 to {shape[0] - 1}, the data has {low} to {high}")
         empty = (counts == 0).nonzero().flatten().tolist()
         if empty:
             names = module.hparams["class_names"] or list(range(shape[0]))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import DistributedSampler
 
+from ndkd.errors import NdkdError
 from ndkd.seeds import generator
 
 
@@ -17,6 +18,8 @@ class ShardedOrder(DistributedSampler):
     """
 
     def __init__(self, size: int, shuffle: bool, seed: int, rank: int, world_size: int):
+        if 0 < size < world_size:  # the others would wait for a rank without a batch
+            raise NdkdError(f"{world_size} processes cannot share {size} images: lower trainer.devices or num_nodes")
         super().__init__(range(size), world_size, rank, shuffle, seed)
         self.size, self.world_size = size, world_size
 

@@ -265,7 +265,7 @@ def test_classes_without_images_are_named(fit, make_module, terms, tiny_data, si
         start(fit, make_module(terms("nd")), data=tiny_data(size=size))
 
 
-@pytest.mark.parametrize(("label", "found"), [(10, "0 to 10"), (-1, "-1 to 7")])
+@pytest.mark.parametrize(("label", "found"), [(10, "0 to 10"), (-1, "-1 to 9")])
 def test_label_outside_the_classes(fit, make_module, terms, tiny_data, label, found):
     data = tiny_data()
     data.train_target[3] = label

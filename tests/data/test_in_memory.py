@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import functional as F
 
 from ndkd.data.in_memory import CutOnCPU, CutOnDevice, InMemoryLoader
+from ndkd.errors import NdkdError
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
@@ -110,6 +111,12 @@ def test_ranks_share_the_images(shuffle):
         assert [index for step in zip(*shards, strict=True) for index in step] == alone[:21]
     else:  # each image exactly once
         assert sorted(together) == TARGET.tolist()
+
+
+def test_more_ranks_than_images():
+    message = "^8 processes cannot share 7 images: lower trainer.devices or num_nodes$"
+    with pytest.raises(NdkdError, match=message):
+        InMemoryLoader(IMAGES[:7], TARGET[:7], 8, world_size=8)
 
 
 def test_ranks_augment_differently():
