@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
 from ndkd.models.classes import fit_classes, imagenet_class_names, new_classes, stored_class_names
 from ndkd.models.factory import build_model, default_statistics
@@ -81,6 +82,11 @@ class ModelConfig:
             source = f"pretrained {self.name}"
         if self.checkpoint or from_hub:
             fit_classes(layers, names, class_names, num_classes, strict, self.pretrained, source)
+        if self.classifier is None and extractor.num_classes != num_classes:
+            raise NdkdError(
+                f"model {self.name}: {extractor.classifier[0]} has {extractor.num_classes} outputs, wanted "
+                f"{num_classes} classes; set classifier to the layer that makes the logits"
+            )
         return extractor
 
 

@@ -1,11 +1,14 @@
 """Logits, embedding and feature maps of any classifier, read by hooks: the model itself is not edited."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ndkd.errors import NdkdError, one_of
 from ndkd.models.output import ModelOutput
@@ -16,7 +19,8 @@ HEADS = ("fc", "classifier", "head", "heads", "linear")
 class FeatureExtractor(nn.Module):
     """A classifier that returns a :class:`ModelOutput` for images in [0, 1].
 
-    The embedding is what enters the classifier layer, taken before an ``nn.Dropout`` directly in front of it.
+    The embedding is what enters the classifier layer, taken before a dropout directly in front of it: an
+    ``nn.Dropout``, or the ``F.dropout`` of timm's models that have a ``drop_rate``.
 
     Args:
         model: maps normalised images (B, c, h, w) to logits (B, C).
@@ -24,7 +28,7 @@ class FeatureExtractor(nn.Module):
             (``["head", "head_dist"]``) and whose logits are in ``extra`` by their names; by default it is found by
             itself, see :func:`find_classifier`.
         taps: names of the modules whose outputs are the feature maps, shallow to deep; ``"NAME:input"`` takes the
-            input of the module's last call instead.
+            input of the module's last call instead. A pooled (B, c) becomes a map (B, c, 1, 1).
         mean: per channel, subtracted from the images.
         std: per channel, the images are divided by it.
 
@@ -51,6 +55,8 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("std", None if std is None else torch.tensor(std).view(channels), persistent=False)
         self._captured: dict[str, Tensor] = {}
         self._dropped = (None, None)
+        # a mode costs some microseconds for every function of torch: only where it may be needed
+        self._calls_dropout = any(getattr(module, "drop_rate", 0) for module in model.modules())
         self._install_hooks()
 
     @property
@@ -74,17 +80,41 @@ class FeatureExtractor(nn.Module):
                 raise NdkdError(f"mean and std are for {len(self.mean)} channels, the images have {images.shape[1]}")
             images = (images - self.mean) / self.std
         self._captured, self._dropped = {}, (None, None)  # whatever a forward pass that failed has left
-        logits = self.model(images)
+        watched = self._calls_dropout and self.model.training
+        with DropoutCalls(self._remember_dropout) if watched else nullcontext():
+            logits = self.model(images)
         captured, self._captured = self._captured, {}
         self._dropped = (None, None)
         for name in (*self.classifier, *self.taps):
             if name not in captured:
                 raise NdkdError(f"{type(self.model).__name__} does not call its layer {name}: choose another")
+        if not isinstance(logits, Tensor):
+            raise NdkdError(
+                f"{type(self.model).__name__} returns {type(logits).__name__}, wanted logits; switch auxiliary "
+                "classifiers off, for torchvision's with kwargs: {aux_logits: false}"
+            )
         embeddings = [captured[name] for name in self.classifier]
+        shapes = [tuple(embedding.shape) for embedding in embeddings]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+            names, shapes = ", ".join(self.classifier), ", ".join(map(str, shapes))
+            raise NdkdError(f"classifier: wanted layers that read (B, D), all of one width; {names} read {shapes}")
         embedding = embeddings[0] if len(embeddings) == 1 else torch.stack(embeddings).mean(dim=0)
         heads = {name.replace(".", "_"): captured[f"{name}:logits"] for name in self.classifier if len(embeddings) > 1}
         maps = [captured[tap] for tap in self.taps]
+        maps = [m[:, :, None, None] if m.ndim == 2 else m for m in maps]
         return ModelOutput(logits, embedding, feature_maps=maps, extra=SimpleNamespace(**heads))
+
+    def explains(self, output: ModelOutput) -> bool:
+        """Whether the logits, in evaluation mode, are what the classifier makes of the embedding.
+
+        They are not where another layer follows. Of several classifiers it cannot be told.
+        """
+        if len(self.classifier) > 1:
+            return True
+        layer = self.model.get_submodule(self.classifier[0])
+        logits, found = output.logits.float(), F.linear(output.embedding, layer.weight, layer.bias).float()
+        tolerance = 0.01 * logits.abs().amax().item()  # wide enough for half precision
+        return found.shape == logits.shape and torch.allclose(found, logits, 0, tolerance, equal_nan=True)
 
     def _install_hooks(self) -> None:
         for name in self.classifier:
@@ -97,6 +127,8 @@ class FeatureExtractor(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.register_forward_hook(self._remember_dropout)
+            if isinstance(module, nn.Flatten):
+                module.register_forward_hook(self._follow_flatten)
             if (self.taps or isinstance(module, nn.Dropout)) and getattr(module, "inplace", False) is True:
                 module.inplace = False  # it would overwrite the embedding or a tapped map
         for tap in self.taps:
@@ -120,14 +152,33 @@ class FeatureExtractor(nn.Module):
         output, before = self._dropped
         self._captured[name] = before if inputs[0] is output else inputs[0]
 
-    def _remember_dropout(self, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _remember_dropout(self, layer: nn.Module | None, inputs: tuple, output: Tensor) -> None:
         self._dropped = (output, inputs[0])
+
+    def _follow_flatten(self, layer: nn.Flatten, inputs: tuple, output: Tensor) -> None:
+        dropped, before = self._dropped
+        if inputs[0] is dropped:
+            self._dropped = (output, before.flatten(layer.start_dim, layer.end_dim))
 
     def _keep_input(self, tap: str, layer: nn.Module, inputs: tuple) -> None:
         self._captured[tap] = inputs[0]
 
     def _keep_output(self, tap: str, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
         self._captured[tap] = output
+
+
+class DropoutCalls(TorchFunctionMode):
+    """Tells of every ``F.dropout``, as a hook would of an ``nn.Dropout``."""
+
+    def __init__(self, hook: Callable[[None, tuple, Tensor], None]):
+        super().__init__()
+        self.hook = hook
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if function is F.dropout:
+            self.hook(None, args, output)
+        return output
 
 
 def find_classifier(model: nn.Module) -> list[str]:
