@@ -1,14 +1,11 @@
 """README's command for each row of the paper's CIFAR-100 table gives the published recipe."""
 
-import re
-import shlex
 import sys
-from string import Template
 from typing import NamedTuple
 
 import pytest
-import yaml
-from command import REPOSITORY, ndkd
+from command import REPOSITORY
+from recipes import read, readme_rows, resolved
 
 from ndkd.cli import values_of
 from ndkd.data import CIFAR100DataModule
@@ -57,7 +54,7 @@ def dist(parts, weight):
 
 
 def reviewkd(weight):
-    return {"reviewkd": ("ReviewKDLoss", {}, weight, 20)}
+    return {"reviewkd": ("ReviewKDLoss", {"max_mid_channels": 512}, weight, 20)}
 
 
 def nd(weight):
@@ -80,14 +77,14 @@ TERMS = {
 
 
 def recipe(row, pair):
-    """What the paper and its baselines say, in the form of :func:`read`."""
+    """What the paper and its baselines say, in the form of :func:`recipes.read`."""
     is_baseline, is_alone = not row.endswith("++"), row.endswith("alone")
     rates = LARGE if row == "teacher alone" else pair.rates
     return {
         "epochs": 240,
         "student": f"cifar/{pair.teacher if row == 'teacher alone' else pair.student}",
         "teacher": None if is_alone else f"cifar/{pair.teacher}",
-        "checkpoint": None if is_alone else f"checkpoints/cifar_teachers/{pair.folder}/ckpt_epoch_240.pth",
+        "weights": None if is_alone else f"checkpoints/cifar_teachers/{pair.folder}/ckpt_epoch_240.pth",
         "has taps": (not is_alone, not is_alone),
         "losses": {"ce": ("CrossEntropyLoss", {}, 0.1 if row == "KD" else 1, 0)} | TERMS[row](pair),
         "inputs": {"ce": ["student.logits", "target"]},
@@ -97,50 +94,7 @@ def recipe(row, pair):
     }
 
 
-def read(config):
-    """The entries of a resolved configuration that make a recipe."""
-    model, data = config["model"]["init_args"], config["data"]["init_args"]
-    optimizer, scheduler = model["optimizer"]["init_args"], model["lr_scheduler"]["init_args"]
-    losses, teacher = model["losses"], model["teacher"] or {}
-    numbers = ("temperature", "alpha", "beta", "gamma", "tau")
-    return {
-        "epochs": config["trainer"]["max_epochs"],
-        "student": model["student"]["name"],
-        "teacher": teacher.get("name"),
-        "checkpoint": teacher.get("checkpoint"),
-        "has taps": (bool(model["student"]["taps"]), bool(teacher.get("taps"))),
-        "losses": {
-            name: (
-                term["loss"]["class_path"].split(".")[-1],
-                {key: value for key, value in term["loss"].get("init_args", {}).items() if key in numbers},
-                term["weight"],
-                term["warmup_epochs"],
-            )
-            for name, term in losses.items()
-        },
-        "inputs": {name: term["inputs"] for name, term in losses.items() if term["inputs"]},
-        "optimizer": (
-            model["optimizer"]["class_path"],
-            *(optimizer[key] for key in ("lr", "momentum", "nesterov", "weight_decay")),
-        ),
-        "lr_scheduler": (model["lr_scheduler"]["class_path"], scheduler["milestones"], scheduler["gamma"]),
-        "data": (config["data"]["class_path"], *(data[key] for key in ("batch_size", "pad", "flip"))),
-    }
-
-
-def readme_rows():
-    """The arguments of every command by pair and row, from README's tables."""
-    section = (REPOSITORY / "README.md").read_text().split("\n## The paper's CIFAR-100 table\n")[1].split("\n## ")[0]
-    settings = [dict(part.split("=") for part in line.split()) for line in re.findall(r"`(PAIR=.*?)`", section)]
-    commands = re.findall(r"^\| (.+?) \| `ndkd (fit .+?)` \|$", section, flags=re.MULTILINE)
-    return {
-        (values["PAIR"], row): shlex.split(Template(command).substitute(values))
-        for values in settings
-        for row, command in commands
-    }
-
-
-ROWS = readme_rows()
+ROWS = readme_rows("The paper's CIFAR-100 table")
 
 
 def test_readme_has_every_row():
@@ -158,9 +112,7 @@ def test_row_is_the_published_recipe(name, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sys, "argv", ["ndkd"])
     for row in TERMS:
-        status, out, err = ndkd(*ROWS[name, row], "--print_config")
-        assert status == 0, err
-        assert read(yaml.safe_load(out)) == recipe(row, PAIRS[name]), row
+        assert read(resolved(ROWS[name, row])) == recipe(row, PAIRS[name]), row
 
 
 def test_images_are_normalised_as_published():
