@@ -159,13 +159,6 @@ class DistillationModule(L.LightningModule):
         if any(source.startswith("teacher.") or source in ("class_means", "student.projected") for source in used):
             self._build_teacher(used)
         dry = self._dry_forward()
-        for role in ("student", "teacher"):
-            extractor = getattr(self, role)
-            if extractor is not None and self.global_rank == 0 and not extractor.explains(getattr(dry, role)):
-                print(
-                    f"ndkd: the {role}'s logits are not what its classifier {extractor.classifier[0]} makes of the "
-                    "embedding: something follows it; is it the right layer?"
-                )
         if dry.class_means is not None:
             dry.class_means = torch.ones_like(dry.class_means)
         for name, term in self.losses.items():

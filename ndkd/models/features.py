@@ -104,18 +104,6 @@ class FeatureExtractor(nn.Module):
         maps = [m[:, :, None, None] if m.ndim == 2 else m for m in maps]
         return ModelOutput(logits, embedding, feature_maps=maps, extra=SimpleNamespace(**heads))
 
-    def explains(self, output: ModelOutput) -> bool:
-        """Whether the logits, in evaluation mode, are what the classifier makes of the embedding.
-
-        They are not where another layer follows. Of several classifiers it cannot be told.
-        """
-        if len(self.classifier) > 1:
-            return True
-        layer = self.model.get_submodule(self.classifier[0])
-        logits, found = output.logits.float(), F.linear(output.embedding, layer.weight, layer.bias).float()
-        tolerance = 0.01 * logits.abs().amax().item()  # wide enough for half precision
-        return found.shape == logits.shape and torch.allclose(found, logits, 0, tolerance, equal_nan=True)
-
     def _install_hooks(self) -> None:
         for name in self.classifier:
             layer = self._submodule(name, "classifier")
