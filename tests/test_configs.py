@@ -22,11 +22,12 @@ from ndkd.runs import Run
 CONFIGS = sorted(file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "configs").rglob("*.yaml"))
 WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFIGS}
 WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
-ELSEWHERE = ("configs/imagefolder", "configs/imagenet")  # in tests of their own
-WHOLE = {name: content for name, content in WHOLE.items() if not name.startswith(ELSEWHERE)}
+WHOLE = {
+    name: content for name, content in WHOLE.items() if "imagenet" not in name
+}  # test_imagenet_configs.py has those
 PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.startswith("configs/cifar_")]
 STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
-    *([name] for name in WHOLE if "imagenet" not in name),  # test_imagenet_configs.py has those
+    *([name] for name in WHOLE),
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
     ["configs/cifar10_kd++.yaml", "configs/cifar10_outside_teacher.yaml"],
     ["configs/cifar_r56_r20.yaml", "configs/cifar/alone.yaml", "configs/cifar/mdistiller.yaml"],

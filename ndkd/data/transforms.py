@@ -19,6 +19,13 @@ class CropWhileDecoding(v2.RandomResizedCrop):
         box, (width, height) = self.make_params([image]), image.size
         shrink = min(box["height"] / self.size[0], box["width"] / self.size[1])
         image.draft("RGB", (int(width / shrink), int(height / shrink)))  # JPEG at 1/2, 1/4 or 1/8
+        if image.size == (width, height):  # torch resizes bytes in half of PIL's time, but needs whole pixels to cut
+            right, bottom = box["left"] + box["width"], box["top"] + box["height"]
+            part = _rgb(image.crop((box["left"], box["top"], right, bottom)))
+            pixels = v2.functional.resize(Pixels()(part), self.size, self.interpolation)
+            resized = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            resized.info = image.info  # the EXIF data
+            return resized
         x, y = image.width / width, image.height / height
         right, bottom = (box["left"] + box["width"]) * x, (box["top"] + box["height"]) * y
         corners = box["left"] * x, box["top"] * y, min(right, image.width), min(bottom, image.height)
@@ -33,7 +40,9 @@ class InRGB(nn.Module):
         self.upright = upright
 
     def forward(self, image: Image.Image) -> Image.Image:
-        return _rgb(ImageOps.exif_transpose(image) if self.upright else image)
+        if self.upright:
+            ImageOps.exif_transpose(image, in_place=True)  # the other way copies what is upright already
+        return _rgb(image)
 
     def extra_repr(self) -> str:
         return f"upright={self.upright}"

@@ -2,7 +2,6 @@
 
 import copy
 from collections import OrderedDict
-from functools import partial
 
 import pytest
 import torch
@@ -11,10 +10,6 @@ from torch.nn import functional as F
 
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.features import HEADS, find_classifier
-
-VIT = "torchvision.models:VisionTransformer"
-TINY_VIT = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
-DISTILLED = partial(build_model, "timm/deit_tiny_distilled_patch16_224", 7, img_size=32)
 
 
 def net(**layers):
@@ -62,14 +57,6 @@ def logits_from(extractor, embedding):
     return F.linear(embedding, layer.weight, layer.bias)
 
 
-def random_heads(extractor):
-    """Some models start with a classifier of zeros, on which any embedding would do."""
-    for name in extractor.classifier:
-        for parameter in extractor.model.get_submodule(name).parameters():
-            nn.init.normal_(parameter)
-    return extractor
-
-
 # ---- embedding --------------------------------------------------------------------------------------------------
 
 
@@ -79,6 +66,15 @@ def test_dropout_elsewhere_is_none_of_its_business(inplace):
     extractor = FeatureExtractor(net(**layers)).train()
     output = extractor(torch.rand(8, 4))
     torch.testing.assert_close(logits_from(extractor, output.embedding), output.logits)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_that_is_flattened(inplace):
+    layers = {"conv": nn.Conv2d(3, 4, 2), "drop": nn.Dropout(0.5, inplace), "flatten": nn.Flatten()}
+    extractor = FeatureExtractor(net(**layers, fc=nn.Linear(4, 2))).train()
+    images = torch.rand(8, 3, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(extractor(images).embedding, extractor.model.conv(images).flatten(1))
 
 
 def test_gradients_flow_from_every_output():

@@ -1,7 +1,10 @@
 """A model from its configuration: weights, normalisation, classifier and taps."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from torch import nn
 
 from ndkd.models import ModelConfig, build_model
 
@@ -28,6 +31,10 @@ def checkpoint(tmp_path):
         return tmp_path / "last.ckpt"
 
     return save
+
+
+def two_layers(num_classes):
+    return nn.Sequential(OrderedDict(fc=nn.Linear(4, 3), last=nn.Linear(3, num_classes)))
 
 
 def student(mean=None, std=None):
@@ -133,6 +140,16 @@ def test_classifier_and_taps():
 
 
 # ---- refused ----------------------------------------------------------------------------------------------------
+
+
+def test_classifier_that_does_not_make_the_logits(refused):
+    with refused(
+        f"model {__name__}:two_layers: fc has 3 outputs, wanted 5 classes; "
+        "set classifier to the layer that makes the logits"
+    ):
+        ModelConfig(f"{__name__}:two_layers").build(5, *DATA)
+    named = ModelConfig(f"{__name__}:two_layers", classifier=["last"]).build(5, *DATA)
+    assert named.num_classes == 5
 
 
 def test_another_number_of_classes(refused, teacher_checkpoint):
