@@ -64,6 +64,13 @@ def run_command(arguments: list[str]) -> int:
         raise NdkdError(one_line(str(error), known_classes())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
         raise NdkdError(f"trainer: {error}") from error
+    except ValueError as error:
+        cause = error  # the parser lists all that an entry might have been, once for each level
+        while isinstance(cause, ValueError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, NdkdError):
+            raise cause from error
+        raise
     except RuntimeError as error:
         from torch._dynamo.exc import TorchDynamoException
 

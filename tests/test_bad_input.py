@@ -212,3 +212,47 @@ def test_a_teacher_of_other_classes(place, names, difference):
         "teacher's names",
         "folder.yaml",
     )
+
+
+def test_an_option_of_the_data_that_cannot_be(place):
+    assert_refused("batch_size: wanted at least 2 images, got 1", "folder.yaml", "--data.init_args.batch_size=1")
+    assert_refused("pad: wanted a number of pixels, got -1", "folder.yaml", "--data.init_args.pad=-1")
+
+
+def test_an_option_of_a_term_that_cannot_be(place):
+    options = "--model.init_args.losses.kd.warmup_epochs=-1"
+    assert_refused("warmup_epochs: wanted 0 or more, got -1", "folder.yaml", options)
+
+
+@pytest.fixture
+def large_images(place):
+    """The images for a DataModule that reads them from disk, and its configuration."""
+    Path("images/test").rename("images/val")
+    options = "{root: images, batch_size: 2, image_size: 32, num_workers: 1}"
+    Path("large.yaml").write_text(f"{CONFIG}  class_path: ImageFolderDataModule\n  init_args: {options}")
+
+
+def test_large_images(large_images, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # broken off workers are waited for
+    assert_refused("image_size: wanted at least 1, got 0", "large.yaml", "--data.init_args.image_size=0")
+    hub = "--model.init_args.teacher={name: torchvision/resnet18, checkpoint: null, pretrained: true}"
+    state = build_model("torchvision/resnet18", 1000).state_dict()
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", lambda *args, **options: dict(state))
+    assert_refused(
+        "pretrained torchvision/resnet18 does not know 3 of the data's 3 classes: cat, dog, emu; it has tench, "
+        "goldfish, great white shark, tiger shark and 996 more. Train a teacher on this data, or give its classes the "
+        "teacher's names",
+        "large.yaml",
+        hub,
+    )
+    rmtree("images/val/emu")
+    assert_refused("images: train and val have different classes; only in train: emu", "large.yaml")
+    rmtree("images/val")
+    assert_refused("there is no folder images/val: wanted images/val/CLASS/IMAGE.jpg (or .png, …)", "large.yaml")
+
+
+def test_a_large_image_that_is_damaged(large_images, monkeypatch):
+    """Found by a worker, in the first epoch or before it."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    Path("images/val/dog/1.png").write_bytes(b"no image")
+    assert_refused("image images/val/dog/1.png cannot be read (it is no image): replace or remove it", "large.yaml")

@@ -65,9 +65,12 @@ class ImageFolderDataModule(L.LightningDataModule):
         num_workers: int | None = None,
     ):
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 2), ("image_size", image_size, 1)):
-            if value < least:
-                raise NdkdError(f"{name}: wanted at least {least}, got {value}")
+        least = {"batch_size": (batch_size, 2), "image_size": (image_size, 1), "num_workers": (num_workers or 0, 0)}
+        for name, (value, smallest) in {**least, "mixup": (mixup, 0), "cutmix": (cutmix, 0)}.items():
+            if value < smallest:
+                raise NdkdError(f"{name}: wanted at least {smallest}, got {value}")
+        if not 0 <= erase <= 1:
+            raise NdkdError(f"erase: wanted a probability, 0 to 1, got {erase}")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
         self.mixup, self.cutmix, self.image_shape = mixup, cutmix, (3, image_size, image_size)
         kind, in_rgb = v2.InterpolationMode(interpolation), InRGB(self.upright)

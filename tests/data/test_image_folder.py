@@ -311,6 +311,10 @@ def test_a_corrupt_file_is_named(root, content, num_workers, monkeypatch):
     [
         ({"batch_size": 1}, "batch_size: wanted at least 2, got 1"),
         ({"image_size": 0}, "image_size: wanted at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers: wanted at least 0, got -1"),
+        ({"mixup": -0.1}, "mixup: wanted at least 0, got -0.1"),
+        ({"cutmix": -1.0}, "cutmix: wanted at least 0, got -1.0"),
+        ({"erase": 1.1}, "erase: wanted a probability, 0 to 1, got 1.1"),
         ({"rand_augment": "strong"}, "rand_augment: timm does not know 'strong'; try rand-m9-mstd0.5-inc1"),
     ],
 )
