@@ -609,6 +609,18 @@ def test_metrics(fit, make_module, terms, tiny_data, num_classes):
     assert tested == {name.replace("val/", "test/"): pytest.approx(value.item()) for name, value in found.items()}
 
 
+@pytest.mark.parametrize("num_classes", [2, 1001])
+def test_few_and_many_classes(fit, terms, tiny_data, tmp_path, num_classes):
+    torch.save(build_model("cifar/resnet8", num_classes).state_dict(), tmp_path / "teacher.pth")
+    teacher = ModelConfig("cifar/resnet8", tmp_path / "teacher.pth")
+    module = DistillationModule(ModelConfig("cifar/resnet8"), terms("ce", "kd", "nd"), teacher)
+    data = tiny_data(size=num_classes * 2, num_classes=num_classes, val_size=num_classes, batch_size=500)
+    metrics = fit(module, data=data).callback_metrics
+    assert module.class_means.shape == (num_classes, 64)
+    assert 0 <= metrics["val/acc1"] <= 1
+    assert ("val/acc5" in metrics) == (num_classes > 5)
+
+
 def test_epoch_means_of_the_losses(fit, make_module, terms):
     losses = terms("ce", kd=3.0)
     values = {name: [] for name in losses}
