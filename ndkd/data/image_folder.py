@@ -128,7 +128,8 @@ class ImageFolderDataModule(L.LightningDataModule):
             (trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else (0, 1, 1)
         )
         if workers is None:
-            workers = min(16, max(1, len(os.sched_getaffinity(0)) // local))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = min(16, max(1, cores // local))
         order = ShardedOrder(len(self.files[split].target), shuffle, run_seed(), rank, world_size)
         return ImageLoader(
             FolderDataset(self.files[split], transform),
@@ -149,7 +150,9 @@ class ImageLoader(DataLoader):
     def fingerprint(self) -> str:
         """Digest of the files' names, sizes and times, the classes and the transform, whatever the order."""
         files, order = self.dataset.files, self.sampler
-        digest = hashlib.sha256(repr((self.dataset.transform, order.seed, order.epoch)).encode())
+        transform = self.dataset.transform
+        is_random = any(isinstance(step, v2.RandomHorizontalFlip) for step in transform.transforms)
+        digest = hashlib.sha256(repr((transform, (order.seed, order.epoch) if is_random else None)).encode())
         for path in files.paths:
             entry = os.stat(path)
             digest.update(b"%s %d %d\n" % (path, entry.st_size, entry.st_mtime_ns))

@@ -244,7 +244,7 @@ def test_mixing(photos, mixup, cutmix):
 # ---- name of what is in it --------------------------------------------------------------------------------------
 
 
-def test_fingerprint(root):
+def test_fingerprint(root, monkeypatch):
     def fingerprint(augment=False, **options):
         return prepared(root, **options).class_mean_dataloader(augment).fingerprint()
 
@@ -252,7 +252,10 @@ def test_fingerprint(root):
     assert fingerprint(batch_size=2) == fingerprint(num_workers=1) == first
     found = {first, fingerprint(augment=True), fingerprint(image_size=17), fingerprint(resize=20)}
     found.add(fingerprint(interpolation="bicubic"))
-    assert len(found) == 5
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert fingerprint() == first  # the plain images are the same for every seed
+    found.add(fingerprint(augment=True))
+    assert len(found) == 6
     file = root / "train" / "dog" / "0.jpg"
     content = file.read_bytes()
     file.unlink()
@@ -263,7 +266,7 @@ def test_fingerprint(root):
     found.add(fingerprint())
     os.rename(root / "train" / "dog" / "new.jpg", root / "train" / "cat" / "new.jpg")
     found.add(fingerprint())
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 # ---- wrong ------------------------------------------------------------------------------------------------------
