@@ -1,6 +1,7 @@
 """DataModules: images in [0, 1] or bytes, each model normalises for itself."""
 
 from ndkd.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from ndkd.data.coco import CocoDataModule
 from ndkd.data.digits import DigitsDataModule
 from ndkd.data.image_folder import ImageFolderDataModule
 from ndkd.data.imagenet import ImageNetDataModule
@@ -9,6 +10,7 @@ from ndkd.data.in_memory_folder import InMemoryImageFolderDataModule
 __all__ = [
     "CIFAR100DataModule",
     "CIFAR10DataModule",
+    "CocoDataModule",
     "DigitsDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",

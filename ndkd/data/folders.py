@@ -1,7 +1,8 @@
 """Images in ``root/SPLIT/CLASS/*``: which there are, and reading one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,11 +59,17 @@ def _images(split: Path, classes: list[str]) -> ImageFiles:
     return ImageFiles(paths, target)
 
 
-def unreadable(path: bytes, error: Exception) -> NdkdError:
-    """What to say of a file that cannot be read."""
-    why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-    return NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it")
+@contextmanager
+def opened(path: bytes) -> Iterator[Image.Image]:
+    """An image file, to be decoded before it is closed.
 
-
-# of damaged files, and of images that are too large
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+    Raises:
+        NdkdError: names the file that cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    # of damaged files, and of images that are too large
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it") from error

@@ -1,22 +1,19 @@
 """Anyone's images of any size, a folder per class, read from disk as they are needed."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as L
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
-from ndkd.data.folders import READ_ERRORS, ImageFiles, find_images, unreadable
-from ndkd.data.order import ShardedOrder
+from ndkd.data.folders import ImageFiles, find_images, opened
+from ndkd.data.loading import ImageLoader, reading, sharded
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
-from ndkd.seeds import run_seed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -122,42 +119,16 @@ class ImageFolderDataModule(L.LightningDataModule):
             return batch
         return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
 
-    def _loader(self, split: str, transform: v2.Compose, shuffle: bool = False) -> "ImageLoader":
-        trainer, workers = self.trainer, self.num_workers
-        rank, world_size, local = (
-            (trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else (0, 1, 1)
-        )
-        if workers is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            workers = min(16, max(1, cores // local))
-        order = ShardedOrder(len(self.files[split].target), shuffle, run_seed(), rank, world_size)
+    def _loader(self, split: str, transform: v2.Compose, shuffle: bool = False) -> ImageLoader:
+        order = sharded(self, len(self.files[split].target), shuffle)
         return ImageLoader(
             FolderDataset(self.files[split], transform),
             batch_size=self.batch_size,
             sampler=order,
             drop_last=shuffle and len(order) % self.batch_size == 1,  # BatchNorm cannot use a single image
-            num_workers=workers,
-            persistent_workers=shuffle and workers > 0,
-            pin_memory=torch.cuda.is_available(),
             collate_fn=channels_last,
-            generator=torch.Generator(),  # it draws a number, which would change those that dropout draws
+            **reading(self, persistent=shuffle),
         )
-
-
-class ImageLoader(DataLoader):
-    """Batches of a folder's images, with a name for what is in them."""
-
-    def fingerprint(self) -> str:
-        """Digest of the files' names, sizes and times, the classes and the transform, whatever the order."""
-        files, order = self.dataset.files, self.sampler
-        transform = self.dataset.transform
-        is_random = any(isinstance(step, v2.RandomHorizontalFlip) for step in transform.transforms)
-        digest = hashlib.sha256(repr((transform, (order.seed, order.epoch) if is_random else None)).encode())
-        for path in files.paths:
-            entry = os.stat(path)
-            digest.update(b"%s %d %d\n" % (path, entry.st_size, entry.st_mtime_ns))
-        digest.update(files.target)
-        return digest.hexdigest()
 
 
 class FolderDataset(Dataset):
@@ -168,20 +139,18 @@ class FolderDataset(Dataset):
     """
 
     def __init__(self, files: ImageFiles, transform: v2.Compose):
-        self.files, self.transform = files, transform
+        self.paths, self.target = files
+        self.transform = transform
+        self.is_random = any(isinstance(step, v2.RandomHorizontalFlip) for step in transform.transforms)
 
     def __len__(self) -> int:
-        return len(self.files.target)
+        return len(self.target)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = item
-        path = self.files.paths[index]
-        try:
-            with Image.open(path) as image, torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a tenth of an image's time
-                return self.transform(image), self.files.target[index]
-        except READ_ERRORS as error:
-            raise unreadable(path, error) from error
+        with opened(self.paths[index]) as image, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a tenth of an image's time
+            return self.transform(image), self.target[index]
 
 
 def channels_last(samples: list[tuple[Tensor, int]]) -> Batch:

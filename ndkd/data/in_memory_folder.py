@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ndkd.data.folders import READ_ERRORS, ImageFiles, find_images, unreadable
+from ndkd.data.folders import ImageFiles, find_images, opened
 from ndkd.data.in_memory_module import InMemoryDataModule, Part
 from ndkd.data.transforms import InRGB
 from ndkd.errors import NdkdError
@@ -62,12 +62,9 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
 
 def _pixels(path: bytes, size: tuple[int, int] | None) -> np.ndarray:
     """An image as uint8 (h, w, 3)."""
-    try:
-        with Image.open(path) as file:
-            image = InRGB(upright=True)(file)
-            image.load()
-    except READ_ERRORS as error:
-        raise unreadable(path, error) from error
+    with opened(path) as file:
+        image = InRGB(upright=True)(file)
+        image.load()
     return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
 
 

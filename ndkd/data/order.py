@@ -38,3 +38,32 @@ class ShardedOrder(DistributedSampler):
         # of the image, not of the process: however many there are, it looks the same; zeros that nobody else draws with
         seeds = generator(self.seed, self.epoch, 0, 0).integers(2**63, size=self.size)[indices]
         return zip(indices.tolist(), seeds.tolist(), strict=True)
+
+
+class GroupedOrder(ShardedOrder):
+    """A shuffled order whose batches hold images of one group (0 or 1) each.
+
+    At the end of an epoch, fewer images than a batch can be left of either group. All ranks have equally many batches:
+    what is left of the larger group becomes a smaller batch where one is missing, the rest is left out.
+    """
+
+    def __init__(self, order: ShardedOrder, group: np.ndarray, batch_size: int):
+        super().__init__(order.size, True, order.seed, order.rank, order.world_size)
+        self.group, self.batch_size = group, batch_size
+
+    def __len__(self) -> int:
+        """As many images as the batches could hold, which the DataLoader counts them by."""
+        size = super().__len__()
+        return size - size % self.batch_size or size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        waiting, batches = ([], []), -(-len(self) // self.batch_size)
+        for item in super().__iter__():
+            batch = waiting[int(self.group[item[0]])]
+            batch.append(item)
+            if len(batch) == self.batch_size:
+                yield from batch
+                batch.clear()
+                batches -= 1
+        if batches:
+            yield from max(waiting, key=len)
