@@ -83,6 +83,9 @@ class DistillationModule(L.LightningModule):
         class_names: their names, where the data does not tell.
     """
 
+    headline = "acc1", "accuracy"  # the metric by which the best epoch is chosen, and its name in words
+    absent_classes = False  # whether a class may have no sample to take a mean of
+
     def __init__(
         self,
         student: ModelConfig | nn.Module,
@@ -139,6 +142,9 @@ class DistillationModule(L.LightningModule):
         self.hparams["num_classes"] = self.student.num_classes
         if isinstance(self.sources["student"], ModelConfig):
             self.hparams["student"] = _portable(self.sources["student"], self.student)
+        self._build_metrics()
+
+    def _build_metrics(self) -> None:
         accuracies = {"acc1": MulticlassAccuracy(self.student.num_classes, average="micro", validate_args=False)}
         if self.student.num_classes > 5:
             accuracies["acc5"] = MulticlassAccuracy(
@@ -224,24 +230,27 @@ class DistillationModule(L.LightningModule):
 
     def _dry_forward(self) -> StepOutput:
         """Run two blank images through both models, in evaluation mode, to learn shapes and what is on offer."""
+        batch = self._dry_batch()
+        was_training = self.training
+        self.cpu().eval()
+        try:
+            with torch.no_grad():
+                return self.forward_pair(batch)
+        except (RuntimeError, AssertionError) as error:
+            if "view size" in str(error):
+                raise NdkdError("a model cannot work on channels-last images: set channels_last: false") from error
+            size = " × ".join(map(str, batch[0][0].shape))
+            raise NdkdError(f"a model does not accept images of {size}: {error}") from error
+        finally:
+            self.train(was_training)
+
+    def _dry_batch(self) -> Any:
         shape = getattr(self.trainer.datamodule, "image_shape", None)
         if shape is None:
             loader = self.trainer.fit_loop._data_source.dataloader()
             shape = next(iter(loader))[0].shape[1:]
         images = torch.zeros(2, *shape, dtype=next(self.student.parameters()).dtype)
-        target = torch.zeros(2, dtype=torch.long)
-        was_training = self.training
-        self.cpu().eval()
-        try:
-            with torch.no_grad():
-                return self.forward_pair((images, target))
-        except (RuntimeError, AssertionError) as error:
-            if "view size" in str(error):
-                raise NdkdError("a model cannot work on channels-last images: set channels_last: false") from error
-            size = " × ".join(map(str, shape))
-            raise NdkdError(f"a model does not accept images of {size}: {error}") from error
-        finally:
-            self.train(was_training)
+        return images, torch.zeros(2, dtype=torch.long)
 
     def train(self, mode: bool = True) -> "DistillationModule":
         """Switch the student's mode; the teacher stays in evaluation mode, its BatchNorm statistics untouched."""
@@ -435,8 +444,8 @@ def _on_offer(output: StepOutput) -> list[str]:
     for part in fields(output):
         value = getattr(output, part.name)
         if isinstance(value, ModelOutput):
-            there = {**vars(value), **{f"extra.{name}": tensor for name, tensor in vars(value.extra).items()}}
-            names += [f"{part.name}.{name}" for name in there if name != "extra" and len(there[name])]
+            there = [name for name in vars(value) if name != "extra" and (name != "feature_maps" or value.feature_maps)]
+            names += [f"{part.name}.{name}" for name in (*there, *(f"extra.{name}" for name in vars(value.extra)))]
         elif value is not None:
             names.append(part.name)
     return names

@@ -6,10 +6,11 @@
     status.json             running, finished, failed or interrupted; versions, git commit, results
     metrics.csv             one row per epoch
     checkpoints/last.ckpt   of the last finished epoch
-    checkpoints/best.ckpt   of the epoch with the best validation accuracy
+    checkpoints/best.ckpt   of the epoch with the best validation accuracy or AP
     predictions/0000.npz    per epoch, on the evaluation set: target, prediction, confidence
     features/0000.npz       per epoch, on the evaluation set: histograms of norms and angles
-    predictions.csv         what ``ndkd predict`` wrote
+    pictures/0000.png       per epoch, of a detector: ground truth, student and teacher
+    predictions.csv         what ``ndkd predict`` wrote; predictions.json, COCO's results, for detectors
 """
 
 import csv
@@ -94,9 +95,12 @@ class Run:
         with np.load(self.path / kind / f"{epoch:04d}.npz") as arrays:
             return dict(arrays)
 
-    def write_predictions(self, rows: list[dict[str, Any]]) -> Path:
-        """Write predictions.csv."""
-        return self._write_rows("predictions.csv", rows)
+    def write_predictions(self, rows: list[Any]) -> Path:
+        """Write predictions.csv, a row per image, or predictions.json, a list per image."""
+        if not rows or isinstance(rows[0], dict):
+            return self._write_rows("predictions.csv", rows)
+        text = json.dumps([row for of_image in rows for row in of_image])
+        return write_atomically(self.path / "predictions.json", lambda file: file.write(text.encode()))
 
     def _write_rows(self, name: str, rows: list[dict[str, Any]]) -> Path:
         columns = list(dict.fromkeys(column for row in rows for column in row))

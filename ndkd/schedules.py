@@ -1,5 +1,7 @@
-"""A learning rate schedule that torch has only in parts."""
+"""Learning rate schedules, to be stepped every step (``lr_interval: step``), that torch has only in parts."""
 
+from bisect import bisect
+from collections.abc import Sequence
 from math import cos, pi
 
 from torch.optim import Optimizer
@@ -7,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosineLR(LRScheduler):
-    r"""Linear warm-up from ``min_lr``, then a cosine back to it; to be stepped every step (``lr_interval: step``).
+    r"""Linear warm-up from ``min_lr``, then a cosine back to it.
 
     .. math:: \eta_t = \eta_{min} + (\eta - \eta_{min}) \begin{cases} t / w & t < w \\
         \tfrac{1}{2} \big(1 + \cos \pi \tfrac{t - w}{T - w}\big) & t \ge w \end{cases}
@@ -39,3 +41,34 @@ class WarmupCosineLR(LRScheduler):
             done = (self.last_epoch - self.warmup_steps) / (self.total_steps - self.warmup_steps)
             share = (1 + cos(pi * min(1, done))) / 2
         return [self.min_lr + (highest - self.min_lr) * share for highest in self.base_lrs]
+
+
+class WarmupMultiStepLR(LRScheduler):
+    """Linear warm-up, then a constant rate that is multiplied by ``gamma`` at each milestone.
+
+    Args:
+        optimizer: whose learning rates are the highest.
+        milestones: in steps, ascending.
+        warmup_steps: number of steps of the warm-up.
+        warmup_factor: of the learning rate, at the start.
+        gamma: factor at a milestone.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Sequence[int],
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.001,
+        gamma: float = 0.1,
+    ):
+        self.milestones, self.gamma = list(milestones), gamma
+        self.warmup_steps, self.warmup_factor = warmup_steps, warmup_factor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        factor = self.gamma ** bisect(self.milestones, self.last_epoch)
+        if self.last_epoch < self.warmup_steps:
+            share = self.last_epoch / self.warmup_steps
+            factor *= self.warmup_factor * (1 - share) + share
+        return [factor * highest for highest in self.base_lrs]

@@ -23,10 +23,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 import ndkd.data
-import ndkd.losses  # so that a config can say NDLoss  # noqa: F401
+import ndkd.detection  # so that a config can say DetectionDistillationModule
+import ndkd.losses  # and NDLoss  # noqa: F401
 from ndkd.callbacks import (
     AtomicCheckpoints,
     ClassMeans,
+    DetectionPictures,
     FeatureStatistics,
     RunRecorder,
     checkpoint_callbacks,
@@ -195,7 +197,13 @@ class TrainingCLI(LightningCLI):
             run = self.run_folder
             if self.config.fit.ckpt_path and rank_zero_only.rank == 0:
                 _say_what_changed(run, text)
-            callbacks = [*callbacks, FeatureStatistics(run), RunRecorder(run, text), *checkpoint_callbacks(run)]
+            callbacks = [
+                *callbacks,
+                FeatureStatistics(run),
+                DetectionPictures(run),
+                RunRecorder(run, text),
+                *checkpoint_callbacks(run, self.model.headline[0]),
+            ]
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
         else:
             config["enable_checkpointing"] = False
@@ -236,8 +244,9 @@ class TrainingCLI(LightningCLI):
         chosen_on = "the same images" if on_test else "validation"
         labels = {"last": "(last epoch, {})", "best": f"(best on {chosen_on}, epoch {{}})"}
         if results:
-            shown = [f"{r['test/acc1']:.2%} {labels[name].format(r['epoch'])}" for name, r in results.items()]
-            print(f"test accuracy: {', '.join(shown)}")
+            metric, word = self.model.headline
+            shown = [f"{r[f'test/{metric}']:.2%} {labels[name].format(r['epoch'])}" for name, r in results.items()]
+            print(f"test {word}: {', '.join(shown)}")
         print(f"run folder: {run.path}")
 
     def _test(self, checkpoint: Path) -> dict[str, float]:
@@ -252,7 +261,7 @@ class TrainingCLI(LightningCLI):
         if files := getattr(self.datamodule, "predict_files", None):
             rows = [{"file": file, **row} for file, row in zip(files, rows, strict=False)]
         if self.trainer.is_global_zero:
-            print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} rows)")
+            print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} images)")
 
 
 def with_stored_config(arguments: list[str]) -> list[str]:
@@ -303,7 +312,7 @@ def known_classes() -> dict[str, list[str]]:
         "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
         "lr_scheduler": _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
         "data": ndkd.data.__all__,
-        "model": ["DistillationModule"],
+        "model": ["DistillationModule", "DetectionDistillationModule"],
     }
 
 

@@ -129,7 +129,7 @@ def test_predict_writes_a_row_per_image(finished, workplace):
     run, _ = finished
     status, out, _ = ndkd("predict", "--ckpt_path", run.checkpoint("last"))
     assert status == 0
-    assert "predictions: runs/digits/kd++/predictions.csv (1000 rows)" in out
+    assert "predictions: runs/digits/kd++/predictions.csv (1000 images)" in out
     with (run.path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     right = sum(row["prediction"] == row["target"] for row in rows) / len(rows)

@@ -22,9 +22,8 @@ from ndkd.runs import Run
 CONFIGS = sorted(file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "configs").rglob("*.yaml"))
 WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFIGS}
 WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
-WHOLE = {
-    name: content for name, content in WHOLE.items() if "imagenet" not in name
-}  # test_imagenet_configs.py has those
+ELSEWHERE = ("imagenet", "coco_", "shapes_")  # in test_imagenet_configs.py, test_coco_configs.py, test_detection.py
+WHOLE = {name: content for name, content in WHOLE.items() if not any(part in name for part in ELSEWHERE)}
 PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.startswith("configs/cifar_")]
 STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
     *([name] for name in WHOLE),

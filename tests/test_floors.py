@@ -23,9 +23,13 @@ FLOORS = {
     "ndkd.runs": (set(), {"numpy"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
+    "ndkd.detection": (
+        {*BASE, "ndkd.distillation", "ndkd.models", "ndkd.seeds"},
+        {"torch", "torchvision", "pycocotools"},
+    ),
     "ndkd.callbacks": (
         {*BASE, "ndkd.runs"},
-        {"torch", "lightning", "numpy", "safetensors", "tqdm"},
+        {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL"},
     ),
     "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
     "ndkd.errors": (set(), set()),

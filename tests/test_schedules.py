@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ndkd.schedules import WarmupCosineLR
+from ndkd.schedules import WarmupCosineLR, WarmupMultiStepLR
 
 
 def rates(**options):
@@ -57,3 +57,13 @@ def test_goes_on_after_a_resume():
 def test_wrong(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         rates(**options)
+
+
+def test_warm_up_then_steps():
+    optimizer, found = torch.optim.SGD([torch.zeros(1)], lr=1.0), []
+    schedule = WarmupMultiStepLR(optimizer, milestones=[6, 8], warmup_steps=4, warmup_factor=0.2)
+    for _ in range(10):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 0.1, 0.1, 0.01, 0.01])

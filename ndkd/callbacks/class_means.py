@@ -28,13 +28,24 @@ class ClassMeans(L.Callback):
         file: read the means from here instead: ``.json`` (``{"0": [...], ...}``), ``.npz`` (array ``class_means``)
             or ``.safetensors`` (tensor ``class_means``).
         cache_dir: keep the means here, and reuse them for the same teacher weights, images and augmentation.
+        max_images: pass over so many images at most, for detectors; a class that they do not show has a mean of zero,
+            to which the ND loss gives no gradient.
+        background_last: the background is the last class in ``file``, as in published ones for COCO.
 
     Raises:
         NdkdError: a class without samples, or a file whose means do not fit the teacher and the classes.
     """
 
-    def __init__(self, augment: bool = False, file: Path | None = None, cache_dir: Path | None = None):
+    def __init__(
+        self,
+        augment: bool = False,
+        file: Path | None = None,
+        cache_dir: Path | None = None,
+        max_images: int | None = None,
+        background_last: bool = False,
+    ):
         self.augment, self.file, self.cache_dir = augment, file, cache_dir
+        self.max_images, self.background_last = max_images, background_last
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         means = pl_module.class_means
@@ -46,6 +57,8 @@ class ClassMeans(L.Callback):
                 raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
             if not found.isfinite().all():
                 raise NdkdError(f"class means {self.file}: not all numbers are finite")
+            if self.background_last:
+                found = found.roll(1, dims=0)
         else:
             found = self._cached_or_computed(trainer, pl_module)
         means.copy_(found)
@@ -79,7 +92,12 @@ class ClassMeans(L.Callback):
         counts = torch.zeros(shape[0], dtype=torch.float64, device=device)
         span = torch.tensor([-shape[0], 0], device=device)  # of the labels: minus the lowest, the highest
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        # the share of this process in the first max_images
+        most = None if self.max_images is None else len(range(trainer.global_rank, self.max_images, trainer.world_size))
+        seen = 0
         for batch in tqdm(loader, desc="class means", disable=not shown, leave=False, unit="batch"):
+            if seen == most:
+                break
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
             embedding, label = module.teacher_embeddings(batch)
             embedding, label = embedding.to(device).double(), label.to(device)
@@ -87,6 +105,7 @@ class ClassMeans(L.Callback):
             label = label.clamp(0, shape[0] - 1)  # a wrong one is named below, by every rank: none waits for another
             sums.index_add_(0, label, embedding)
             counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
+            seen += len(batch[0])
         sums, counts = (trainer.strategy.reduce(tensor, reduce_op="sum") for tensor in (sums, counts))
         low, high = (trainer.strategy.reduce(span, reduce_op="max") * span.new_tensor([-1, 1])).tolist()
         if low < 0 or high >= shape[0]:
@@ -96,14 +115,19 @@ class ClassMeans(L.Callback):
             names = module.hparams["class_names"] or list(range(shape[0]))
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
             listed = ", ".join(str(names[k]) for k in empty[:5]) + more
-            raise NdkdError(f"no training image of class {listed}: its mean is unknown; add images or drop the class")
+            if not module.absent_classes:
+                raise NdkdError(
+                    f"no training image of class {listed}: its mean is unknown; add images or drop the class"
+                )
+            if trainer.is_global_zero:
+                print(f"ndkd: no region of class {listed} for its mean: the ND loss leaves it out")
         if not sums.isfinite().all():
             raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")
-        return (sums / counts.unsqueeze(1)).float()
+        return (sums / counts.clamp_min(1).unsqueeze(1)).float()
 
     def _key(self, module: Any, loader: Any) -> str:
         statistics = [None if v is None else v.tolist() for v in (module.teacher.mean, module.teacher.std)]
-        digest = hashlib.sha256(f"{loader.fingerprint()} {statistics}".encode())
+        digest = hashlib.sha256(f"{loader.fingerprint()} {statistics} {self.max_images}".encode())
         for name, tensor in module.teacher.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16

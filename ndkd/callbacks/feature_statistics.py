@@ -44,7 +44,9 @@ class FeatureStatistics(Checkpoint):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if outputs.student is None:  # a detector's evaluation has no regions to compare
+            self._values = {}
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._values:
             return
         student, values = outputs.student, self._values
         values["student_norm"].append(student.embedding.float().norm(dim=1))

@@ -32,7 +32,7 @@ class RunRecorder(Checkpoint):
     def __init__(self, run: Run, config: str):
         self.run, self.config = run, config
         self._started: float | None = None
-        self._predictions: list[torch.Tensor] = []
+        self._predictions: list[torch.Tensor] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
@@ -43,7 +43,7 @@ class RunRecorder(Checkpoint):
             self.run.update_status(versions=versions(), machine=platform.platform())
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._predictions = []  # an epoch without validation keeps none
+        self._predictions = None  # an epoch without validation keeps none
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._predictions = []
@@ -51,6 +51,8 @@ class RunRecorder(Checkpoint):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if outputs.student is None:  # detections are not kept
+            return
         confidence, predicted = outputs.student.logits.float().softmax(dim=1).max(dim=1)
         self._predictions.append(torch.stack([outputs.target.float(), predicted.float(), confidence], dim=1))
 
@@ -61,7 +63,8 @@ class RunRecorder(Checkpoint):
             return
         epoch, logged = trainer.current_epoch, trainer.callback_metrics.items()
         # without validation in this epoch, the trainer still holds the values of the one before
-        metrics = {name: f"{value.item():.7g}" for name, value in logged if len(rows) or not name.startswith("val/")}
+        validated = self._predictions is not None
+        metrics = {name: f"{value.item():.7g}" for name, value in logged if validated or not name.startswith("val/")}
         seconds = round(time.time() - self._started, 3)
         self.run.add_metrics({"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": seconds})
         if len(rows):
@@ -95,10 +98,10 @@ def in_order(trainer: L.Trainer, rows: list[Any]) -> list[Any]:
     return [shard[step] for step in range(len(shards[0])) for shard in shards if step < len(shard)]
 
 
-def checkpoint_callbacks(run: Run) -> list[ModelCheckpoint]:
+def checkpoint_callbacks(run: Run, headline: str = "acc1") -> list[ModelCheckpoint]:
     """Lightning's callbacks for the checkpoints ``best`` and ``last``, in the order in which a resume needs them."""
     common = {"dirpath": run.checkpoints.resolve(), "save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val/acc1", mode="max", **common)
+    best = ModelCheckpoint(filename="best", monitor=f"val/{headline}", mode="max", **common)
     return [best, ModelCheckpoint(filename="last", **common)]
 
 

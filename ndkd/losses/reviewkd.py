@@ -51,14 +51,12 @@ class AttentionFusion(nn.Module):
     Args:
         in_channels: channels of the student's map.
         mid_channels: channels of what is handed to the next, shallower step.
-        out_shape: (c, h, w) of the teacher's map.
+        out_channels: channels of the teacher's map.
         has_deeper: whether a deeper result is mixed in.
     """
 
-    def __init__(self, in_channels: int, mid_channels: int, out_shape: tuple[int, int, int], has_deeper: bool):
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, has_deeper: bool):
         super().__init__()
-        out_channels, *size = out_shape
-        self.out_size = tuple(size)
         self.narrow = nn.Sequential(nn.Conv2d(in_channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels))
         self.widen = nn.Sequential(
             nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels)
@@ -67,15 +65,15 @@ class AttentionFusion(nn.Module):
         for conv in (self.narrow[0], self.widen[0]):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
-    def forward(self, student_map: Tensor, deeper: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The map to compare with the teacher's, and what the shallower step mixes in."""
+    def forward(self, student_map: Tensor, out_size: torch.Size, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The map to compare with the teacher's, of its (h, w), and what the shallower step mixes in."""
         mixed = self.narrow(student_map)
         if self.attention is not None:
             deeper = F.interpolate(deeper, mixed.shape[2:], mode="nearest")
             own, other = self.attention(torch.cat([mixed, deeper], dim=1)).split(1, dim=1)
             mixed = mixed * own + deeper * other
-        if mixed.shape[2:] != self.out_size:
-            mixed = F.interpolate(mixed, self.out_size, mode="nearest")
+        if mixed.shape[2:] != out_size:
+            mixed = F.interpolate(mixed, out_size, mode="nearest")
         return self.widen(mixed), mixed
 
 
@@ -113,14 +111,17 @@ class ReviewKDLoss(nn.Module):
         mid_channels = min(self.max_mid_channels, student_shapes[-1][0])
         for depth in reversed(range(len(student_shapes))):
             has_deeper = depth + 1 < len(student_shapes)
-            fusion = AttentionFusion(student_shapes[depth][0], mid_channels, teacher_shapes[depth], has_deeper)
+            fusion = AttentionFusion(student_shapes[depth][0], mid_channels, teacher_shapes[depth][0], has_deeper)
             self.fusions.append(fusion)
 
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
         if len(self.fusions) != len(student_maps):
             raise ValueError(f"built for {len(self.fusions)} maps, got {len(student_maps)}: call build first")
         fused, deeper = [], None
-        for fusion, student_map in zip(self.fusions, reversed(student_maps), strict=True):
-            result, deeper = fusion(student_map, deeper)
+        if len(student_maps) != len(teacher_maps):
+            raise ValueError(f"wanted as many teacher_maps as student_maps, got {len(teacher_maps)}")
+        pairs = zip(reversed(student_maps), reversed(teacher_maps), strict=True)
+        for fusion, (student_map, teacher_map) in zip(self.fusions, pairs, strict=True):
+            result, deeper = fusion(student_map, teacher_map.shape[2:], deeper)
             fused.append(result)
         return hcl_loss(fused[::-1], teacher_maps)

@@ -20,11 +20,13 @@ def stored_class_names(content: dict[str, Any]) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
-def imagenet_class_names(num_classes: int, wanted: Sequence[str]) -> list[str] | None:
-    """The names of ImageNet's classes in the order of published weights, None where they are not known.
+def published_class_names(num_classes: int, wanted: Sequence[str]) -> list[str] | None:
+    """The names of COCO's or ImageNet's classes in the order of published weights, None where they are not known.
 
     In words as torchvision has them or, where the data names its classes so, as WordNet's numbers.
     """
+    if num_classes == 91:
+        return torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
     if not all(WNID.fullmatch(name) for name in wanted):
         return torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"] if num_classes == 1000 else None
     if num_classes == len(wanted) == 1000:
@@ -62,7 +64,7 @@ def fit_classes(
     Raises:
         NdkdError: classes that the model does not know.
     """
-    own = layers[0].out_features
+    own = layers[0].out_features  # a detector's second layer has four outputs for each class
     if found is not None and wanted is not None and list(found) != list(wanted):
         times = Counter(found)
         missing = [name for name in wanted if times[name] != 1]  # a name of two classes tells neither
@@ -83,18 +85,20 @@ def fit_classes(
 
 def new_classes(layers: list[nn.Linear], num_classes: int) -> None:
     """Give a classifier another number of classes, with new weights, in place."""
+    own = layers[0].out_features
     for layer in layers:
-        layer.out_features = num_classes
+        layer.out_features = layer.out_features // own * num_classes
         for name, parameter in layer.named_parameters():
-            setattr(layer, name, nn.Parameter(parameter.new_empty(num_classes, *parameter.shape[1:])))
+            setattr(layer, name, nn.Parameter(parameter.new_empty(layer.out_features, *parameter.shape[1:])))
         layer.reset_parameters()
 
 
 def _keep(layers: list[nn.Linear], rows: list[int]) -> None:
+    own = layers[0].out_features
     for layer in layers:
-        layer.out_features = len(rows)
+        layer.out_features = layer.out_features // own * len(rows)
         for name, parameter in layer.named_parameters():
-            setattr(layer, name, nn.Parameter(parameter.detach()[rows]))
+            setattr(layer, name, nn.Parameter(parameter.detach().unflatten(0, (own, -1))[rows].flatten(0, 1)))
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
-from ndkd.models.classes import fit_classes, imagenet_class_names, new_classes, stored_class_names
+from ndkd.models.classes import fit_classes, new_classes, published_class_names, stored_class_names
 from ndkd.models.factory import build_model, default_statistics
 from ndkd.models.features import FeatureExtractor
 
@@ -69,18 +69,20 @@ class ModelConfig:
         known = [(self.mean, self.std), _stored_statistics(content), default_statistics(self.name, model)]
         mean, std = next((pair for pair in known if pair and any(pair)), (mean, std))
         extractor = FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
-        layers, source = extractor.classifier_layers, f"checkpoint {self.checkpoint}"
+        layers = extractor.classifier_layers
+        source = f"checkpoint {self.checkpoint}" if self.checkpoint else f"pretrained {self.name}"
         if self.checkpoint:
             weights = model_weights(content, model.state_dict())
             rows = weights.get(f"{extractor.classifier[0]}.weight")
             if rows is not None and rows.ndim == 2 and len(rows) != num_classes:
                 new_classes(layers, len(rows))
             load_weights(model, weights, source)
-            names = stored_class_names(content)
-        elif from_hub:
-            names = class_names and imagenet_class_names(layers[0].out_features, class_names)
-            source = f"pretrained {self.name}"
         if self.checkpoint or from_hub:
+            names = stored_class_names(content)
+            if names is None and class_names is not None:
+                names = published_class_names(layers[0].out_features, class_names)
+                if self.checkpoint and names is not None and not set(class_names) <= set(names):
+                    names = None  # of a file one can only guess
             fit_classes(layers, names, class_names, num_classes, strict, self.pretrained, source)
         if self.classifier is None and extractor.num_classes != num_classes:
             raise NdkdError(

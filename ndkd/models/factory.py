@@ -61,6 +61,8 @@ def default_statistics(name: str, model: nn.Module) -> tuple[tuple[float, ...], 
     if not name.startswith("torchvision/"):
         return None
     transforms = _torchvision_weights(name.partition("/")[2]).transforms()
+    if not hasattr(transforms, "mean"):  # a detector normalises by itself
+        return None
     return tuple(transforms.mean), tuple(transforms.std)
 
 
@@ -74,6 +76,8 @@ def _from_zoo(zoo: str, model: str, num_classes: int, pretrained: bool, **kwargs
 
 def _from_torchvision(model: str, num_classes: int | None, pretrained: bool, **kwargs) -> nn.Module:
     weights, architecture = _torchvision_weights(model), model.partition(".")[0]
+    if architecture in _detectors():
+        kwargs.setdefault("weights_backbone", None)  # by default it would be fetched
     if not pretrained:
         return torchvision.models.get_model(architecture, weights=None, num_classes=num_classes, **kwargs)
     try:
@@ -90,8 +94,9 @@ def _from_torchvision(model: str, num_classes: int | None, pretrained: bool, **k
 def _torchvision_weights(model: str) -> torchvision.models.WeightsEnum:
     """The newest weights of a model, or those with the tag behind its name."""
     architecture, _, tag = model.partition(".")
-    if architecture not in _torchvision_names():
-        raise NdkdError(f"unknown model 'torchvision/{model}'; {one_of(architecture, _torchvision_names())}")
+    known = [*_torchvision_names(), *_detectors()]
+    if architecture not in known:
+        raise NdkdError(f"unknown model 'torchvision/{model}'; {one_of(architecture, known)}")
     weights = torchvision.models.get_model_weights(architecture)
     if tag and tag not in weights.__members__:
         known = [f"{architecture}.{name}" for name in weights.__members__]
@@ -148,7 +153,18 @@ def _torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def _detectors() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models.detection, include="fasterrcnn*")
+
+
+def _from_detector(backbone: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
+    from ndkd.models.detectors import build_detector
+
+    return build_detector(backbone, num_classes, pretrained, **kwargs)
+
+
 FAMILIES = {
+    "detector": _from_detector,
     **{zoo: partial(_from_zoo, zoo) for zoo in ZOO},
     "torchvision": _from_torchvision,
     "timm": _from_timm,

@@ -181,6 +181,8 @@ def find_classifier(model: nn.Module) -> list[str]:
     named = [named] if isinstance(named, str) else list(named)
     if named and all(name in linears for name in named):
         return named
+    if detector := [name for name in linears if name.startswith("roi_heads.box_predictor.")]:
+        return detector
     for head in HEADS:
         below = [name for name in linears if name == head or name.startswith(f"{head}.")]
         if below:

@@ -197,6 +197,13 @@ def test_autocast(review, dtype):
     assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
 
 
+def test_other_sizes_than_built_for(review):
+    """As a detector's images are, from batch to batch."""
+    loss, *_ = review([(3, 8, 8), (4, 4, 4)], [(5, 8, 8), (6, 4, 4)])
+    found = loss(random_maps((3, 6, 10), (4, 3, 5)), random_maps((5, 12, 20), (6, 3, 5)))
+    assert found.isfinite()
+
+
 def test_a_second_build_starts_over(review, built):
     loss, *maps = review(*SHAPES["upsample"])
     first = list(loss.fusions)
@@ -217,7 +224,7 @@ def test_forward_before_build():
     ("student", "teacher", "message"),
     [
         (1, 2, "built for 2 maps, got 1: call build first"),
-        (2, 1, "wanted as many student_maps as teacher_maps, got 2 and 1"),
+        (2, 1, "wanted as many teacher_maps as student_maps, got 1"),
         (0, 0, "built for 2 maps, got 0: call build first"),
     ],
 )
@@ -227,11 +234,11 @@ def test_other_numbers_of_maps_than_built_for(review, student, teacher, message)
         loss(student_maps[:student], teacher_maps[:teacher])
 
 
-def test_another_size_than_built_for(review):
+def test_other_channels_than_built_for(review):
     loss, student_maps, teacher_maps = review([(3, 4, 4)], [(5, 4, 4)])
-    message = "wanted maps of one shape (B, c, h, w), got (4, 5, 4, 4) and (4, 5, 2, 2)"
+    message = "wanted maps of one shape (B, c, h, w), got (4, 5, 4, 4) and (4, 6, 4, 4)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        loss(student_maps, random_maps((5, 2, 2)))
+        loss(student_maps, random_maps((6, 4, 4)))
 
 
 @pytest.mark.parametrize(

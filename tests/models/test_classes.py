@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from ndkd.models import ModelConfig, build_model
-from ndkd.models.classes import fit_classes, imagenet_class_names, new_classes, stored_class_names
+from ndkd.models.classes import fit_classes, new_classes, published_class_names, stored_class_names
 
 TEACHER = "Train a teacher on this data, or give its classes the teacher's names"
 
@@ -122,20 +122,20 @@ def test_names_in_a_checkpoint(content, names):
 
 
 def test_names_of_imagenet():
-    words = imagenet_class_names(1000, ["goldfish", "tench"])
+    words = published_class_names(1000, ["goldfish", "tench"])
     assert (len(words), words[:2], words[-1]) == (1000, ["tench", "goldfish"], "toilet tissue")
-    numbers = imagenet_class_names(1000, ["n01443537", "n01440764"])
+    numbers = published_class_names(1000, ["n01443537", "n01440764"])
     assert (len(numbers), numbers[:2]) == (1000, ["n01440764", "n01443537"])
-    assert imagenet_class_names(11, ["goldfish"]) is None
-    assert imagenet_class_names(12, ["n01443537"]) is None
-    assert "n01443537" in imagenet_class_names(21841, ["n01443537"])
+    assert published_class_names(11, ["goldfish"]) is None
+    assert published_class_names(12, ["n01443537"]) is None
+    assert "n01443537" in published_class_names(21841, ["n01443537"])
 
 
 def test_names_of_imagenet_without_timm(monkeypatch):
-    wanted = imagenet_class_names(1000, ["n01443537"])
+    wanted = published_class_names(1000, ["n01443537"])
     monkeypatch.setitem(sys.modules, "timm.data", None)
-    assert imagenet_class_names(1000, ["n01443537"]) is None
-    assert imagenet_class_names(1000, wanted) == wanted  # there is but one order
+    assert published_class_names(1000, ["n01443537"]) is None
+    assert published_class_names(1000, wanted) == wanted  # there is but one order
 
 
 # ---- through a configuration -------------------------------------------------------------------------------------

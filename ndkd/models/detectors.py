@@ -1,0 +1,64 @@
+"""Faster R-CNN with a feature pyramid: https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.models.factory import build_model
+
+MOBILENET_V2 = {"3": 24, "6": 32, "13": 96, "17": 320}  # the last block of each resolution, and its width
+
+
+def build_detector(
+    backbone: str, num_classes: int, pretrained: bool = False, checkpoint: Path | None = None, **options: Any
+) -> FasterRCNN:
+    """Torchvision's Faster R-CNN on four stages of a ResNet or of MobileNetV2.
+
+    A backbone that starts from weights for ImageNet keeps their BatchNorm and, as is usual, its first stage.
+
+    Args:
+        backbone: ``resnet18``, ``resnet50``, ``resnet101``, …, ``mobilenet_v2``.
+        num_classes: with the background, which is class 0.
+        pretrained: start from weights for ImageNet, of torchvision's hub or of ``checkpoint``.
+        checkpoint: file with a classifier's weights.
+        options: of torchvision's ``FasterRCNN``: ``min_size``, ``max_size``, …
+
+    Raises:
+        NdkdError: an unknown backbone, or weights that do not fit or cannot be fetched.
+    """
+    norm = SteadyBatchNorm2d if pretrained else nn.BatchNorm2d
+    network = build_model(f"torchvision/{backbone}", 1000, pretrained and checkpoint is None, norm_layer=norm)
+    if backbone == "mobilenet_v2":
+        network.classifier, body, widths = nn.Identity(), network.features[:18], MOBILENET_V2
+    else:
+        widths = {f"layer{k + 1}": network.fc.in_features >> 3 - k for k in range(4)}
+        network.fc, body = nn.Identity(), network
+    if checkpoint is not None:
+        weights = model_weights(read_checkpoint(checkpoint), network.state_dict())
+        load_weights(
+            network, {k: v for k, v in weights.items() if k in network.state_dict()}, f"checkpoint {checkpoint}"
+        )
+    if pretrained:
+        for name, child in body.named_children():
+            child.requires_grad_(False)
+            if name in widths:
+                break
+    levels = {name: str(level) for level, name in enumerate(widths)}
+    pyramid = BackboneWithFPN(body, levels, list(widths.values()), 256, LastLevelMaxPool())
+    return FasterRCNN(pyramid, num_classes, **options)
+
+
+class SteadyBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that stays as it was loaded; its keys are BatchNorm's, so that its weights serve either."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "SteadyBatchNorm2d":
+        return super().train(False)
