@@ -56,6 +56,8 @@ class DetectionDistillationModule(DistillationModule):
         return extractor
 
     def _build_metrics(self) -> None:
+        if not hasattr(self.trainer.datamodule, "category_ids"):
+            raise NdkdError("a detector wants images with boxes: use a CocoDataModule")
         self.image_ids, self.rows = [], []
 
     def _dry_batch(self) -> Batch:

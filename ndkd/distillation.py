@@ -248,7 +248,10 @@ class DistillationModule(L.LightningModule):
         shape = getattr(self.trainer.datamodule, "image_shape", None)
         if shape is None:
             loader = self.trainer.fit_loop._data_source.dataloader()
-            shape = next(iter(loader))[0].shape[1:]
+            images = next(iter(loader))[0]
+            if not isinstance(images, Tensor):
+                raise NdkdError("a classifier wants images of one size; detectors are a DetectionDistillationModule's")
+            shape = images.shape[1:]
         images = torch.zeros(2, *shape, dtype=next(self.student.parameters()).dtype)
         return images, torch.zeros(2, dtype=torch.long)
 

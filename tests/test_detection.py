@@ -263,6 +263,21 @@ def test_torchvisions_own_detector(tmp_path):
         config.build(3, None, None, ("__background__", "person", "unicorn"), strict=True)
 
 
+def test_data_of_the_other_kind(fit, make, make_module, data, tiny_data):
+    with pytest.raises(NdkdError, match="^a detector wants images with boxes: use a CocoDataModule$"):
+        fit(make(terms(), teacher=None), data=tiny_data())
+    losses = {"ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"])}
+    with pytest.raises(NdkdError, match="^a classifier wants images of one size; detectors are a DetectionDistill"):
+        fit(make_module(losses), data=data)
+
+
+def test_a_backbone_that_is_not_supported():
+    with pytest.raises(
+        NdkdError, match="^unknown model 'detector/vgg16'; wanted a ResNet such as detector/resnet18, or"
+    ):
+        build_model("detector/vgg16", 4)
+
+
 def test_a_classifier_is_no_detector(fit, make, data):
     module = make(terms(), teacher=None)
     module.sources["student"] = ModelConfig("torchvision/resnet18")

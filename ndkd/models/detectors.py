@@ -8,6 +8,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
 from ndkd.models.factory import build_model
 
@@ -31,6 +32,10 @@ def build_detector(
     Raises:
         NdkdError: an unknown backbone, or weights that do not fit or cannot be fetched.
     """
+    if "resne" not in backbone and backbone != "mobilenet_v2":
+        raise NdkdError(
+            f"unknown model 'detector/{backbone}'; wanted a ResNet such as detector/resnet18, or mobilenet_v2"
+        )
     norm = SteadyBatchNorm2d if pretrained else nn.BatchNorm2d
     network = build_model(f"torchvision/{backbone}", 1000, pretrained and checkpoint is None, norm_layer=norm)
     if backbone == "mobilenet_v2":
