@@ -232,7 +232,9 @@ def test_row_is_built(name, row, place, monkeypatch):
         assert [fusion.narrow[0].in_channels for fusion in fusions] == widths
         widths = [64, 128, 256, 512, 512] if width == 512 else [256, 512, 1024, 2048, 2048]
         assert [fusion.widen[0].out_channels for fusion in fusions] == widths
-        assert [fusion.out_size for fusion in fusions] == [(side, side) for side in (56, 28, 14, 7, 1)]
+        with torch.device("meta"):
+            maps = module._dry_forward().teacher.feature_maps
+        assert [m.shape[2:] for m in maps] == [(side, side) for side in (56, 28, 14, 7, 1)]
         assert {fusion.narrow[0].out_channels for fusion in fusions} == {pair.reviewkdpp[2]}
 
 
