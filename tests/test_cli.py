@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SHORT, ndkd
+from command import REPOSITORY, SHORT, ndkd
 
 from ndkd.runs import Run
 
@@ -159,29 +159,16 @@ def test_weights_given_by_the_config_are_tested_without_a_run(workplace):
 # ---- a kill, Ctrl-C, and going on ------------------------------------------------------------------------------------
 
 
-def started(folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def started(folder, number):
+    """A process that sends itself a signal in the third epoch."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")}
     command = [sys.executable, "-m", "ndkd", *RESUMED, "--run_dir", folder]
+    command += ["--trainer.callbacks=command.BrokenOff", f"--trainer.callbacks.number={int(number)}"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def break_off(processes, epochs):
-    """Send each process its signal as soon as it has finished so many epochs."""
-    waiting, deadline = dict(processes), time.monotonic() + 60
-    while waiting:
-        for folder, (process, number) in list(waiting.items()):
-            if len(Run(folder).metrics()) >= epochs:
-                process.send_signal(number)
-                del waiting[folder]
-            else:
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_killed_and_interrupted_runs_continue_to_the_same_weights(workplace):
-    killed, stopped = started("killed"), started("stopped")
-    break_off({"killed": (killed, signal.SIGKILL), "stopped": (stopped, signal.SIGINT)}, epochs=2)
+    killed, stopped = started("killed", signal.SIGKILL), started("stopped", signal.SIGINT)
     assert ndkd(*RESUMED, "--run_dir", "unbroken")[0] == 0
     assert killed.wait() == -signal.SIGKILL
     _, message = stopped.communicate()
