@@ -78,7 +78,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     Raises:
         NdkdError: lists the missing, the unexpected and the wrongly shaped keys.
     """
-    check_keys(model.state_dict(), weights, source)
+    own = model.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    weights = counters | weights  # frozen BatchNorms do not count
+    check_keys(own, weights, source)
     model.load_state_dict(weights)
 
 
