@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -35,6 +36,7 @@ class BrokenOff(L.Callback):
 
     def __init__(self, number: int):
         self.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background would ignore it
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == 2:
