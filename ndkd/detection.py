@@ -134,7 +134,7 @@ class DetectionDistillationModule(DistillationModule):
         return results
 
     def _log_metrics(self, stage: str) -> None:
-        data, kept = self.trainer.datamodule, [(self.image_ids, self.rows)]
+        kept = [(self.image_ids, self.rows)]
         self.image_ids, self.rows = [], []
         if self.trainer.world_size > 1:
             own, kept = kept[0], [None] * self.trainer.world_size
@@ -142,9 +142,7 @@ class DetectionDistillationModule(DistillationModule):
         values = None
         if self.trainer.is_global_zero:
             image_ids, rows = ([x for part in parts for x in part] for parts in zip(*kept, strict=True))
-            values = coco_ap(
-                data.val, rows, image_ids, dict(zip(data.category_ids[1:], data.class_names[1:], strict=True))
-            )
+            values = coco_ap(self.trainer.datamodule.val, rows, image_ids)
         for name, value in self.trainer.strategy.broadcast(values).items():
             if stage == "test" or name in SUMMARY:
                 self.log(f"{stage}/{name}", value, prog_bar=(stage, name) == ("val", "ap"), rank_zero_only=True)
@@ -160,9 +158,7 @@ def box_branch(
     return ModelOutput(logits, embedding, feature_maps=list(levels.values())), boxes
 
 
-def coco_ap(
-    annotations: Any, rows: list[dict[str, Any]], image_ids: list[int], names: dict[int, str]
-) -> dict[str, float]:
+def coco_ap(annotations: Any, rows: list[dict[str, Any]], image_ids: list[int]) -> dict[str, float]:
     """COCO's average precision (0 to 1; -1 where there is nothing) over the images: of all classes, by size, per class.
 
     Raises:
@@ -186,5 +182,5 @@ def coco_ap(
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class)
     for k, category in enumerate(evaluation.params.catIds):
         known = precision[:, :, k][precision[:, :, k] > -1]
-        values[f"ap/{names[category]}"] = float(known.mean()) if len(known) else float("nan")
+        values[f"ap/{truth.cats[category]['name']}"] = float(known.mean()) if len(known) else float("nan")
     return values

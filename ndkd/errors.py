@@ -22,3 +22,8 @@ def one_of(name: str, known: list[str], most: int = 5) -> str:
     if near:
         return f"did you mean {', '.join(near)}?"
     return f"known: {', '.join(known[: 4 * most])}{', …' if len(known) > 4 * most else ''}"
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

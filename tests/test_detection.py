@@ -376,11 +376,11 @@ def test_ap_of_perfect_and_of_no_detections(shapes):
         for a in content["annotations"]
         if not a["iscrowd"]
     ]
-    perfect = coco_ap(file, rows, ids, names)
+    perfect = coco_ap(file, rows, ids)
     shown = {names[row["category_id"]] for row in rows}
     assert {name: perfect[f"ap/{name}"] for name in shown} == pytest.approx(dict.fromkeys(shown, 1.0))
     assert perfect["ap"] == pytest.approx(1.0)
-    assert coco_ap(file, [], ids, names)["ap"] == 0
+    assert coco_ap(file, [], ids)["ap"] == 0
 
 
 # ---- two processes ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, some
 from ndkd.runs import write_atomically
 
 
@@ -113,8 +113,7 @@ class ClassMeans(L.Callback):
         empty = (counts == 0).nonzero().flatten().tolist()
         if empty:
             names = module.hparams["class_names"] or list(range(shape[0]))
-            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-            listed = ", ".join(str(names[k]) for k in empty[:5]) + more
+            listed = some([str(names[k]) for k in empty], most=5)
             if not module.absent_classes:
                 raise NdkdError(
                     f"no training image of class {listed}: its mean is unknown; add images or drop the class"

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ndkd.errors import NdkdError
-from ndkd.models.classes import some
+from ndkd.errors import NdkdError, some
 
 WRAPPERS = ("state_dict", "model")
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]

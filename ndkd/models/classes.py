@@ -8,7 +8,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, some
 
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
 
@@ -99,8 +99,3 @@ def _keep(layers: list[nn.Linear], rows: list[int]) -> None:
         layer.out_features = layer.out_features // own * len(rows)
         for name, parameter in layer.named_parameters():
             setattr(layer, name, nn.Parameter(parameter.detach().unflatten(0, (own, -1))[rows].flatten(0, 1)))
-
-
-def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
