@@ -1,8 +1,12 @@
 """The command line. Help and plain mistakes are answered here, before anything heavy is imported."""
 
+import argparse
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ndkd.errors import NdkdError, one_of
 
@@ -11,6 +15,9 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images as CSV",
+    "compare": "train every configuration with every seed, and write the table",
+    "report": "show in one page what runs have learnt",
+    "export": "write a checkpoint's student for use elsewhere, checked and described",
 }
 
 HELP = """\
@@ -83,6 +90,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise NdkdError(f"unknown command {command!r}; {one_of(command, list(COMMANDS))} See ndkd --help")
+    if command in PARSERS:
+        return run_tool(command, arguments[1:])
     if {"-h", "--help"} & set(arguments):
         ckpt_path = FIT_CKPT if command == "fit" else USE_CKPT
         print(COMMAND_HELP.format(command=command, summary=COMMANDS[command], ckpt_path=ckpt_path), end="")
@@ -92,6 +101,55 @@ def _run(arguments: list[str]) -> int:
     from ndkd.training_cli import run_command
 
     return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Mistakes are ``NdkdError``, without the usage."""
+
+    def error(self, message: str) -> None:
+        raise NdkdError(f"{message}; see {self.prog} --help")
+
+
+def add_compare(add: Callable[..., Any]) -> None:
+    add("configs", nargs="+", metavar="CONFIG", help="a configuration; A.yaml,B.yaml is A with B over it")
+    add("--teacher", type=Path, metavar="CONFIG", help="trained first, unless its run is there")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    add("--out", type=Path, required=True, metavar="DIR", help="for the runs and results.csv, .md and .png")
+    add("--control", metavar="TERM", help="also each configuration with this loss term at weight 0, for example nd")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
+    add("--print-commands", action="store_true", help="print the commands of the runs, and run nothing")
+
+
+def add_report(add: Callable[..., Any]) -> None:
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is the baseline")
+    add("--out", type=Path, metavar="DIR", help="for index.html and its pictures (default RUN/report)")
+
+
+def add_export(add: Callable[..., Any]) -> None:
+    add("checkpoint", type=Path, help="of a run, for example runs/digits/kd++/checkpoints/best.ckpt")
+    add("--format", choices=["safetensors", "torch", "onnx", "torch_export"], default="safetensors")
+    add("--out", type=Path, required=True, metavar="FILE", help="in a folder of its own; README.md goes beside it")
+
+
+PARSERS = {"compare": add_compare, "report": add_report, "export": add_export}
+
+
+def run_tool(command: str, arguments: list[str]) -> int:
+    """Run one of the commands that are plain functions, ``ndkd.compare.compare`` and its like; the exit status."""
+    parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command])
+    if command == "compare":
+        parser.epilog = "What follows -- are options of every run: ndkd compare … -- --trainer.max_epochs 5"
+    PARSERS[command](parser.add_argument)
+    more = {}
+    if command == "compare" and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, more = arguments[:cut], {"fit_options": arguments[cut + 1 :]}
+    try:
+        options = vars(parser.parse_args(arguments))
+    except SystemExit:  # after its help
+        return 0
+    function = getattr(importlib.import_module(f"ndkd.{command}"), command)
+    return function(**options, **more) or 0
 
 
 def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from ndkd.errors import NdkdError, one_of
+
 
 class Run:
     """One run's folder, to write to while training and to read from afterwards.
@@ -35,6 +37,21 @@ class Run:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
+
+    @staticmethod
+    def existing(path: str | Path) -> "Run":
+        """The run in a folder that must be there.
+
+        Raises:
+            NdkdError: no folder, or not one of a run; the message names those beside it.
+        """
+        run = Run(path)
+        if not run.config.is_file():
+            what = "is no run folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
+            beside = sorted(str(config.parent) for config in run.path.absolute().parent.glob("*/config.yaml"))
+            hint = one_of(str(run.path.absolute()), beside) if beside else "give the folder that ndkd fit names"
+            raise NdkdError(f"run folder {path} {what}; {hint}")
+        return run
 
     @staticmethod
     def of_checkpoint(checkpoint: str | Path) -> "Run | None":
@@ -86,6 +103,10 @@ class Run:
             return []
         with file.open(newline="") as text:
             return list(csv.DictReader(text))
+
+    def epochs(self, kind: str) -> list[int]:
+        """The epochs of which ``predictions`` or ``features`` were kept."""
+        return sorted(int(file.stem) for file in (self.path / kind).glob("[0-9]*.npz"))
 
     def write_epoch(self, kind: str, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """Keep one epoch's ``predictions`` or ``features``."""

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from command import REPOSITORY, ndkd
+from drawn_shapes import main as draw_shapes
 from PIL import Image
 from torch import nn
 
 from ndkd.callbacks import ClassMeans
 from ndkd.data import CocoDataModule
-from ndkd.data.shapes import main as draw_shapes
 from ndkd.detection import DetectionDistillationModule, coco_ap
 from ndkd.distillation import LossTerm
 from ndkd.errors import NdkdError

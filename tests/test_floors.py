@@ -20,7 +20,7 @@ FLOORS = {
     "ndkd.models.output": (set(), {"torch"}),
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.runs": (set(), {"numpy"}),
+    "ndkd.runs": (BASE, {"numpy"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
     "ndkd.detection": (
@@ -36,8 +36,19 @@ FLOORS = {
     "ndkd.schedules": (set(), {"torch"}),
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
+    "ndkd.compare": ({*BASE, "ndkd.cli", "ndkd.runs", "ndkd.tables", "ndkd.training_cli"}, {"tqdm", "yaml"}),
+    "ndkd.tables": (set(), {"pandas", "scipy", "matplotlib"}),
+    "ndkd.analysis": (
+        {*BASE, "ndkd.models", "ndkd.losses", "ndkd.runs"},
+        {"torch", "numpy", "pandas", "sklearn", "matplotlib", "torchmetrics"},
+    ),
+    "ndkd.report": ({*BASE, "ndkd.analysis", "ndkd.runs"}, {"jinja2", "matplotlib", "pandas"}),
+    "ndkd.export": (
+        {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
+        {"torch", "lightning", "jsonargparse", "safetensors", "onnxruntime", "jinja2", "yaml"},
+    ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
-    "ndkd.cli": ({*BASE, "ndkd.training_cli"}, set()),
+    "ndkd.cli": ({*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "report", "export"))}, set()),
     "ndkd.__main__": ({"ndkd.cli"}, set()),
     "ndkd": (set(), set()),
 }

@@ -3,12 +3,13 @@
 import json
 import os
 
+import drawn_shapes as shapes
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ndkd.data import CocoDataModule, shapes
+from ndkd.data import CocoDataModule
 from ndkd.errors import NdkdError
 
 SMALL = ["--train", "12", "--val", "6", "--size", "96"]

@@ -1,4 +1,4 @@
-"""A small set of drawn shapes in COCO's format: ``python -m ndkd.data.shapes FOLDER``."""
+"""A small set of drawn shapes in COCO's format: ``python tests/drawn_shapes.py FOLDER``."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         NdkdError: a folder that is not empty, a number that is too small.
     """
-    parser = argparse.ArgumentParser(prog="python -m ndkd.data.shapes", description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(prog="python tests/drawn_shapes.py", description=__doc__.partition(":")[0])
     parser.add_argument("folder", type=Path)
     for name, default in {"train": 400, "val": 100, "size": 160, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
