@@ -112,8 +112,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_compare(add: Callable[..., Any]) -> None:
     add("configs", nargs="+", metavar="CONFIG", help="a configuration; A.yaml,B.yaml is A with B over it")
-    add("--teacher", type=Path, metavar="CONFIG", help="trained first, unless its run is there")
-    add("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    add("--teacher", metavar="CONFIG", help="trained first, unless its run is there")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="each with each of them (default 0)")
     add("--out", type=Path, required=True, metavar="DIR", help="for the runs and results.csv, .md and .png")
     add("--control", metavar="TERM", help="also each configuration with this loss term at weight 0, for example nd")
     add("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
@@ -140,6 +140,7 @@ def run_tool(command: str, arguments: list[str]) -> int:
     if command == "compare":
         parser.epilog = "What follows -- are options of every run: ndkd compare … -- --trainer.max_epochs 5"
     PARSERS[command](parser.add_argument)
+    sys.argv[1:] = [command, *arguments]  # for whoever records it
     more = {}
     if command == "compare" and "--" in arguments:
         cut = arguments.index("--")

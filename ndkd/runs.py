@@ -108,6 +108,11 @@ class Run:
         """The epochs of which ``predictions`` or ``features`` were kept."""
         return sorted(int(file.stem) for file in (self.path / kind).glob("[0-9]*.npz"))
 
+    def validation_results(self, metric: str) -> dict[str, dict[str, float]]:
+        """The ``last`` and ``best`` epochs of metrics.csv by ``val/metric``."""
+        rows = [{"epoch": int(row["epoch"]), metric: float(row[metric])} for row in self.metrics() if row.get(metric)]
+        return {"last": rows[-1], "best": max(rows, key=lambda row: row[metric])} if rows else {}
+
     def write_epoch(self, kind: str, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """Keep one epoch's ``predictions`` or ``features``."""
         write_atomically(self.path / kind / f"{epoch:04d}.npz", lambda file: np.savez_compressed(file, **arrays))
@@ -131,6 +136,15 @@ class Run:
             writer.writeheader()
         writer.writerows(rows)
         return write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise ``NdkdError`` if a folder cannot be made or written to; ``option`` is where to choose another."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise NdkdError(
+            f"folder {path} cannot be made: {above} is not a folder to write in; choose another with {option}"
+        )
 
 
 def write_atomically(path: Path, write: Callable[[io.BufferedWriter], Any]) -> Path:

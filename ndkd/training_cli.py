@@ -1,7 +1,6 @@
 """fit, validate, test and predict: Lightning's command line, with run folders and one-line errors."""
 
 import logging
-import os
 import re
 import sys
 import warnings
@@ -40,7 +39,7 @@ from ndkd.errors import NdkdError
 from ndkd.memory import keep_freed_memory
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.parser_errors import one_line
-from ndkd.runs import Run, differences
+from ndkd.runs import Run, check_folder, differences
 
 
 def run_command(arguments: list[str]) -> int:
@@ -145,12 +144,7 @@ class TrainingCLI(LightningCLI):
         folder = self.run_folder
         if folder.path == Path():
             raise NdkdError("run_dir: wanted a folder of its own for the run, got the current one")
-        above = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
-        if not (above.is_dir() and os.access(above, os.W_OK)):
-            raise NdkdError(
-                f"run folder {folder.path} cannot be made: {above} is not a folder to write in; choose another with "
-                "--run_dir DIR"
-            )
+        check_folder(folder.path, "--run_dir DIR")
         if folder.is_used and resume is None:
             raise NdkdError(
                 f"run folder {folder.path} holds a run: continue it with --ckpt_path last, or start afresh elsewhere "

@@ -377,7 +377,7 @@ MISTAKES = {
     ),
     "a folder in a file": (
         [*KDPP, "--run_dir=broken.yaml/run"],
-        "run folder broken.yaml/run cannot be made: .*broken.yaml is not a folder to write in; choose another with",
+        "folder broken.yaml/run cannot be made: .*broken.yaml is not a folder to write in; choose another with",
     ),
 }
 
