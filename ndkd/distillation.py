@@ -370,7 +370,7 @@ class DistillationModule(L.LightningModule):
                 f"the student's outputs are not finite after epoch {self.current_epoch}; lower the learning rate"
             )
         self.log_dict({f"train/{name}": mean for name, mean in zip(names, means, strict=True)}, rank_zero_only=True)
-        self.log("lr", self._lr, rank_zero_only=True)
+        self.log("train/lr", self._lr, rank_zero_only=True)
 
     def _check_finite(self, names: list[str], means: list[float], finite_share: list[float]) -> None:
         """Raise ``NdkdError`` naming the term that was the first not to be a finite number; it spoils the others."""

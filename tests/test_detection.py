@@ -336,7 +336,7 @@ def test_run_folder(run):
     folder, out = run
     assert "test AP: " in out
     rows = (folder / "metrics.csv").read_text().splitlines()
-    columns = {"train/loss", "train/objectness", "train/kd", "train/nd", "val/ap", "val/ap50", "val/ap_small", "lr"}
+    columns = {"train/loss", "train/objectness", "train/kd", "train/nd", "val/ap", "val/ap50", "train/lr"}
     assert columns < set(rows[0].split(","))
     with Image.open(folder / "pictures" / "0000.png") as picture:
         pixels = np.asarray(picture)

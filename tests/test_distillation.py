@@ -409,7 +409,7 @@ def test_lr_interval(fit, make_module, terms, interval, rate):
     schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     module = make_module(terms("ce"), lr=1.0, lr_scheduler=schedule, lr_interval=interval)
     metrics = fit(module, epochs=3).callback_metrics
-    assert metrics["lr"].item() == rate  # at the start of the last epoch, after two epochs of three steps
+    assert metrics["train/lr"].item() == rate  # at the start of the last epoch, after two epochs of three steps
 
 
 @pytest.fixture
@@ -631,7 +631,7 @@ def test_epoch_means_of_the_losses(fit, make_module, terms):
     assert metrics["train/ce"].item() == pytest.approx(means["ce"])
     assert metrics["train/kd"].item() == pytest.approx(means["kd"])
     assert metrics["train/loss"].item() == pytest.approx(means["ce"] + 3 * means["kd"])
-    assert metrics["lr"].item() == pytest.approx(0.1)
+    assert metrics["train/lr"].item() == pytest.approx(0.1)
 
 
 def test_predictions(fit, make_module, terms, tiny_data):

@@ -32,14 +32,18 @@ class RunRecorder(Checkpoint):
     def __init__(self, run: Run, config: str):
         self.run, self.config = run, config
         self._started: float | None = None
+        self._seconds = 0.0
         self._predictions: list[torch.Tensor] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
         if trainer.is_global_zero:
             self.run.start(self.config, trainer.current_epoch)
-            self._started -= max((float(row["seconds"]) for row in self.run.metrics()), default=0)  # of a resumed run
+            self._seconds = max((float(row["time/seconds"]) for row in self.run.metrics()), default=0.0)
+            self._started -= self._seconds  # of a resumed run
             self.run.update_status(state="running", command=sys.argv, git_commit=git_commit())
+            parameters = sum(parameter.numel() for parameter in pl_module.student.model.parameters())
+            self.run.update_status(headline=pl_module.headline[0], parameters=parameters)
             self.run.update_status(versions=versions(), machine=platform.platform())
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,12 +65,14 @@ class RunRecorder(Checkpoint):
         rows = np.array(in_order(trainer, own))
         if not trainer.is_global_zero:
             return
+        before, self._seconds = self._seconds, time.time() - self._started
+        times = {"time/seconds": self._seconds, "time/epoch": self._seconds - before}
+        pl_module.log_dict(times, rank_zero_only=True)
         epoch, logged = trainer.current_epoch, trainer.callback_metrics.items()
         # without validation in this epoch, the trainer still holds the values of the one before
         validated = self._predictions is not None
         metrics = {name: f"{value.item():.7g}" for name, value in logged if validated or not name.startswith("val/")}
-        seconds = round(time.time() - self._started, 3)
-        self.run.add_metrics({"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": seconds})
+        self.run.add_metrics({"epoch": epoch, "step": trainer.global_step, **metrics})
         if len(rows):
             target, prediction = rows[:, :2].T.astype(np.int32)
             arrays = {"target": target, "prediction": prediction, "confidence": rows[:, 2].astype(np.float16)}

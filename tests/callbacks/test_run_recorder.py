@@ -44,8 +44,11 @@ def test_a_row_per_epoch_and_the_predictions(record, tiny_data):
     rows = run.metrics()
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["step"] for row in rows] == ["3", "6"]
-    assert {"train/loss", "train/ce", "train/kd", "lr", "val/acc1", "val/acc5", "val/cross_entropy"} <= rows[0].keys()
-    assert 0 < float(rows[0]["seconds"]) < float(rows[1]["seconds"])
+    columns = {"train/loss", "train/ce", "train/kd", "train/lr", "val/acc1", "val/acc5", "val/cross_entropy"}
+    assert rows[0].keys() == columns | {"epoch", "step", "time/seconds", "time/epoch"}
+    seconds, lengths = ([float(row[f"time/{name}"]) for row in rows] for name in ("seconds", "epoch"))
+    assert 0 < seconds[0] == lengths[0] < seconds[1]
+    assert seconds[1] - seconds[0] == pytest.approx(lengths[1], abs=1e-4)
     images, target = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
     confidence, predicted = module.eval().student(images).logits.softmax(dim=1).max(dim=1)
     kept = run.read_epoch("predictions", 1)
@@ -56,11 +59,13 @@ def test_a_row_per_epoch_and_the_predictions(record, tiny_data):
 
 
 def test_status_of_a_finished_run(record, tiny_data):
-    run, _ = record(data=tiny_data())
+    run, module = record(data=tiny_data())
     status = run.status()
     assert status["state"] == "finished"
     assert status["versions"] == versions()
     assert status["seconds"] > 0
+    assert status["headline"] == "acc1"
+    assert status["parameters"] == sum(p.numel() for p in module.student.model.parameters())
     assert {"command", "machine"} <= status.keys()
     assert run.config.read_text() == "seed: 0\n"
 
