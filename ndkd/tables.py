@@ -98,7 +98,7 @@ def picture(runs: pd.DataFrame) -> Figure:
         for height, name in enumerate(names):
             if name in values and values[name].count():
                 found = values[name].dropna()
-                axes.plot(found, [height] * len(found), "o", color="0.7", markersize=4)
+                axes.plot(found, [height] * len(found), "o", color="0.4", markersize=4, zorder=3)
                 axes.errorbar(found.mean(), height, xerr=half_interval(found), fmt="D", color="C0", capsize=4)
         axes.grid(axis="x", alpha=0.3)
     left.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{metric} after the last epoch (%)")
