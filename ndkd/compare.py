@@ -214,7 +214,7 @@ def _run(fits: list[Fit], jobs: int, logs: Path) -> None:
     places = _places(jobs)
     waiting, running = list(fits), {}
     layout = "{l_bar}{bar}| {n:.1f} of {total} runs [{elapsed}<{remaining}{postfix}]"
-    with tqdm(total=len(fits), bar_format=layout, disable=not fits) as bar, _ended(running):
+    with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _ended(running):
         while waiting or running:
             while waiting and places:
                 fit, place = waiting.pop(0), places.pop(0)
@@ -226,10 +226,10 @@ def _run(fits: list[Fit], jobs: int, logs: Path) -> None:
                 fit, place = running.pop(process)
                 places.append(place)
                 fit.error = _last_words(logs / f"{fit.run.path.name}.log") if process.returncode else None
-                bar.write(f"{fit.run.path.name}: {fit.error or 'finished'}", file=sys.stdout)
+                bar.write(f"{fit.run.path.name}: {fit.error or _outcome(fit)}", file=sys.stdout)
             shares = {fit.run.path.name: fit.progress for fit, _ in running.values()}
-            bar.n = len(fits) - len(waiting) - len(running) + sum(shares.values())
-            bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+            bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in shares.items()), refresh=False)
+            bar.update(len(fits) - len(waiting) - len(running) + sum(shares.values()) - bar.n)
 
 
 def _places(jobs: int) -> list[dict[str, str]]:
@@ -257,6 +257,11 @@ def _ended(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
         for process in running:
             process.wait()
         signal.signal(signal.SIGTERM, before)
+
+
+def _outcome(fit: Fit) -> str:
+    result = fit.result()
+    return f"{result['metric']} {result['last']:.2f}, {result['seconds']:.0f} s" if "last" in result else "finished"
 
 
 def _last_words(log: Path) -> str:
