@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from command import REPOSITORY, SHORT, ndkd
 
-from ndkd import compare
+from ndkd import compare, jobs
 from ndkd.runs import Run
 from ndkd.tables import differences_by_seed, half_interval, write_tables
 
@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "fake.py").write_text(FAKE_FIT)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ndkd"])
-    monkeypatch.setattr(compare, "NDKD", [sys.executable, "fake.py"])
+    monkeypatch.setattr(jobs, "NDKD", [sys.executable, "fake.py"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     return tmp_path
@@ -164,6 +164,14 @@ def test_printed_commands_are_those_left_to_do(teacher):
     assert ndkd("compare", "--out", "out", "--print-commands", STUDENT)[1] == ""
 
 
+def test_a_teacher_put_there_by_hand_or_cut_short(teacher):
+    (teacher.path / "status.json").unlink()
+    command = ["compare", *TEACHER, "--out", "out", "--print-commands", STUDENT]
+    assert "teacher" not in ndkd(*command)[1]
+    teacher.update_status(state="interrupted")
+    assert ndkd(*command)[1].splitlines()[0].endswith("teacher.yaml --ckpt_path last")
+
+
 # ---- at once ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,8 +193,8 @@ def test_each_job_has_a_gpu(monkeypatch, visible, wanted):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in compare._places(3)] == wanted
-    assert compare._places(1) == [{}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs._places(3)] == wanted
+    assert jobs._places(1) == [{}]
 
 
 def test_the_bar_shows_all_runs(teacher):
@@ -202,7 +210,7 @@ def test_the_bar_shows_all_runs(teacher):
 )
 def test_progress_is_the_share_of_epochs_or_steps(tmp_path, trainer, wanted):
     run = Run(tmp_path)
-    fit = compare.Fit(run, [], {"trainer": {"max_steps": -1} | trainer})
+    fit = jobs.Fit(run, [], {"trainer": {"max_steps": -1} | trainer})
     assert fit.progress == 0
     run.add_metrics({"epoch": 1, "step": 10})
     assert fit.progress == wanted
@@ -236,7 +244,7 @@ def test_a_teacher_that_fails_ends_it(folder):
 
 def test_a_kill_ends_the_runs_and_leaves_the_table(teacher):
     Path("slow").write_text("20")
-    code = f"import sys; from ndkd import cli, compare; compare.NDKD = {compare.NDKD}; sys.exit(cli.main())"
+    code = f"import sys; from ndkd import cli, jobs; jobs.NDKD = {jobs.NDKD}; sys.exit(cli.main())"
     arguments = ["compare", "--jobs", "2", "--seeds", "0", "1", "--out", "out", STUDENT]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     while not (Run("out/student-seed0").is_used and Run("out/student-seed1").is_used):

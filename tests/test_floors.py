@@ -36,8 +36,12 @@ FLOORS = {
     "ndkd.schedules": (set(), {"torch"}),
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
-    "ndkd.compare": ({*BASE, "ndkd.cli", "ndkd.runs", "ndkd.tables", "ndkd.training_cli"}, {"tqdm", "yaml"}),
-    "ndkd.tables": (set(), {"pandas", "scipy", "matplotlib"}),
+    "ndkd.compare": (
+        {*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "runs", "tables", "training_cli"))},
+        {"yaml"},
+    ),
+    "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
+    "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
     "ndkd.analysis": (
         {*BASE, "ndkd.models", "ndkd.losses", "ndkd.runs"},
         {"torch", "numpy", "pandas", "sklearn", "matplotlib", "torchmetrics"},

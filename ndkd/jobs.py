@@ -1,0 +1,133 @@
+"""Many ``ndkd fit`` at once, each in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ndkd.runs import Run
+
+NDKD = [sys.executable, "-m", "ndkd"]
+
+
+@dataclass
+class Fit:
+    """One ``ndkd fit``.
+
+    Args:
+        run: its folder.
+        options: of the command.
+        config: what the command makes of them.
+        row: what results.csv says of it besides its results.
+        error: why it failed.
+    """
+
+    run: Run
+    options: list[str]
+    config: dict[str, Any]
+    row: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained and tested to the end."""
+        status = self.run.status()
+        return status.get("state") == "finished" and "results" in status
+
+    @property
+    def command(self) -> list[str]:
+        """The command that does what is left to do."""
+        resume = ["--ckpt_path", "last"] if self.run.is_used else []
+        return ["fit", *self.options, *resume]
+
+    @property
+    def progress(self) -> float:
+        """Share of the epochs or steps that are done."""
+        rows, trainer = self.run.metrics(), self.config["trainer"]
+        done = {"max_epochs": int(rows[-1]["epoch"]) + 1, "max_steps": int(rows[-1]["step"])} if rows else {}
+        return max((done[limit] / trainer[limit] for limit in done if (trainer[limit] or -1) > 0), default=0.0)
+
+    def result(self) -> dict[str, Any]:
+        """The run's row of results.csv, metrics × 100."""
+        status = self.run.status()
+        state = "finished" if self.is_finished else "failed" if self.error else status.get("state", "not run")
+        found = {**self.row, "state": state, "error": self.error, "folder": self.run.path.name}
+        if self.is_finished:
+            tested = bool(status["results"])
+            metric = f"{'test' if tested else 'val'}/{status['headline']}"
+            epochs = status["results"] if tested else self.run.validation_results(metric)
+            found |= {"metric": metric, "seconds": status["seconds"], "parameters": status["parameters"]}
+            for name, values in epochs.items():
+                found |= {name: 100 * values[metric], f"{name}_epoch": values["epoch"]}
+        return found
+
+
+def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
+    """Run them, so many at a time, with one bar for all; a failure is kept in the fit's ``error``."""
+    places = _places(jobs)
+    waiting, running = list(fits), {}
+    layout = "{l_bar}{bar}| {n:.1f} of {total} runs [{elapsed}<{remaining}{postfix}]"
+    with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _ended(running):
+        while waiting or running:
+            while waiting and places:
+                fit, place = waiting.pop(0), places.pop(0)
+                with (logs / f"{fit.run.path.name}.log").open("w") as log:
+                    process = subprocess.Popen([*NDKD, *fit.command], env=os.environ | place, stdout=log, stderr=log)
+                running[process] = fit, place
+            time.sleep(0.2)
+            for process in [process for process in running if process.poll() is not None]:
+                fit, place = running.pop(process)
+                places.append(place)
+                fit.error = _last_words(logs / f"{fit.run.path.name}.log") if process.returncode else None
+                bar.write(f"{fit.run.path.name}: {fit.error or _outcome(fit)}", file=sys.stdout)
+            shares = {fit.run.path.name: fit.progress for fit, _ in running.values()}
+            bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in shares.items()), refresh=False)
+            bar.update(len(fits) - len(waiting) - len(running) + sum(shares.values()) - bar.n)
+
+
+def _places(jobs: int) -> list[dict[str, str]]:
+    """What the environment of each run at a time adds: its share of the GPUs and of the cores."""
+    gpus = torch.cuda.device_count()
+    if jobs == 1:
+        return [{}]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    return [
+        {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": names[job % gpus]} if gpus else {})
+        for job in range(jobs)
+    ]
+
+
+@contextmanager
+def _ended(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
+    """End what is still running when we are stopped; it can go on from its last epoch."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _outcome(fit: Fit) -> str:
+    result = fit.result()
+    return f"{result['metric']} {result['last']:.2f}, {result['seconds']:.0f} s" if "last" in result else "finished"
+
+
+def _last_words(log: Path) -> str:
+    """What a run that failed has said at its end."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = [line.removeprefix("ndkd: ") for line in lines if line.startswith("ndkd: ")]
+    return said[-1] if said else lines[-1] if lines else "it ended without a word"
