@@ -60,7 +60,7 @@ def half_interval(values: pd.Series) -> float:
 
 
 def markdown(runs: pd.DataFrame) -> str:
-    """A row per configuration, and one for each run that has no result."""
+    """A row per configuration, and one for each run that ended without a result."""
     gains = differences_by_seed(runs)
     metric = next(iter(runs["metric"].dropna()), "result")
     first = next((name for name in runs["config"] if name not in gains["first"]), "")
@@ -72,7 +72,7 @@ def markdown(runs: pd.DataFrame) -> str:
         values = [done["last"], done["best"], *(gains[kind].get(name) for kind in ("first", "control"))]
         cost = [f"{done['seconds'].mean() / 60:.1f}", f"{done['parameters'].iloc[0]:,.0f}"] if len(done) else ["", ""]
         lines.append([name, " ".join(map(str, done["seed"])), *(_shown(v, k > 1) for k, v in enumerate(values)), *cost])
-    for run in runs[runs["state"] != "finished"].itertuples():
+    for run in runs[~runs["state"].isin(["finished", "not run"])].itertuples():
         lines.append([f"{run.config}, seed {run.seed}", f"{run.state}: {run.error}" if run.error else run.state])
     lines[1:1] = [["---"] * len(lines[0])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
