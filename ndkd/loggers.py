@@ -8,6 +8,7 @@ from typing import Any, Literal
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ndkd.runs import write_atomically
@@ -18,6 +19,10 @@ CONNECT_SECONDS = 30.0
 class WandbLogger(LightningWandbLogger):
     """Lightning's W&B logger that goes on offline where it cannot go online, and keeps its id over a resume.
 
+    A sweep's agent, or ``WANDB_RUN_ID``, decides over the id. What W&B would refuse is made acceptable: names end
+    after 128 characters and tags after 64, and a plus, which W&B's own editor of tags does not know, becomes a p:
+    ``KD++`` is ``KDpp``.
+
     Args:
         save_dir: where W&B keeps its files; the command line gives the run folder.
         project: W&B project.
@@ -26,8 +31,12 @@ class WandbLogger(LightningWandbLogger):
         group: W&B group of runs.
         tags: W&B tags.
         offline: do not try to go online.
-        log_model: upload checkpoints as artifacts: ``True`` at the end, ``"all"`` while training.
+        log_model: keep checkpoints as artifacts ``last-ID`` and ``best-ID``: ``True`` at the end, ``"all"`` while
+            training; offline they are copies, uploaded by ``wandb sync``.
     """
+
+    is_waiting = False
+    """Whether to leave W&B alone until something is logged: a mistake found while building leaves no trace there."""
 
     def __init__(
         self,
@@ -45,16 +54,16 @@ class WandbLogger(LightningWandbLogger):
             mode = "offline"
             _say(save_dir, "no W&B credentials were found (with an account: wandb login)")
         super().__init__(
-            name or "/".join(Path(save_dir).parts[-2:]),
+            (name or "/".join(Path(save_dir).parts[-2:]))[:128],
             save_dir,
             project=project,
             entity=entity,
             group=group,
-            tags=tags,
-            id=_run_id(save_dir),
+            tags=tags and [tag.replace("+", "p")[:64] for tag in tags if tag],
+            id=os.environ.get("WANDB_RUN_ID") or _run_id(save_dir),
             resume="allow",
             mode=mode,
-            log_model=log_model and mode == "online",
+            log_model=log_model,
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS),
         )
 
@@ -62,6 +71,12 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run."""
+        if self.is_waiting:
+            return DummyExperiment()
+        if self._experiment is None:
+            if wandb.run is not None and wandb.run.id != self.version:
+                wandb.finish()  # of an earlier run in this process
+            write_atomically(_id_file(self.save_dir), lambda out: out.write(self.version.encode()))
         try:
             return super().experiment
         except wandb.errors.Error as error:
@@ -70,16 +85,32 @@ class WandbLogger(LightningWandbLogger):
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
+    def log_hyperparams(self, params: Any) -> None:
+        self.is_waiting = False
+        super().log_hyperparams(params)
+
+    @rank_zero_only
+    def log_histograms(self, histograms: dict[str, Any], step: int) -> None:
+        """Log a pair of counts and edges for each name."""
+        self.log_metrics({name: wandb.Histogram(np_histogram=pair) for name, pair in histograms.items()}, step)
+
+    def _scan_and_log_checkpoints(self, checkpoint_callback: Any) -> None:
+        # Lightning's one name for both would make last the newest version of best
+        name = checkpoint_callback.filename
+        self._checkpoint_name = f"{name}-{self.version}" if name in ("last", "best") else None
+        super()._scan_and_log_checkpoints(checkpoint_callback)
+
 
 @rank_zero_only
 def _say(save_dir: str | Path, why: str) -> None:
     print(f"ndkd: {why}; the run goes on offline. To upload it later: wandb sync {save_dir}/wandb/offline-run-*")
 
 
-@rank_zero_only  # the only rank with a W&B run
 def _run_id(save_dir: str | Path) -> str:
     """The id that an earlier start of this run left, else a new one."""
-    file = Path(save_dir) / "wandb" / "run_id.txt"
-    if not file.is_file():
-        write_atomically(file, lambda out: out.write(secrets.token_hex(4).encode()))
-    return file.read_text()
+    file = _id_file(save_dir)
+    return file.read_text() if file.is_file() else secrets.token_hex(4)
+
+
+def _id_file(save_dir: str | Path) -> Path:
+    return Path(save_dir) / "wandb" / "run_id.txt"

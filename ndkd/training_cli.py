@@ -14,6 +14,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -218,6 +219,11 @@ class TrainingCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
+    def before_fit(self) -> None:
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "is_waiting"):  # Weights & Biases
+                logger.is_waiting = True
+
     def after_fit(self) -> None:
         """Test the last and the best weights, and say where everything is."""
         run = self.run_folder
@@ -230,7 +236,9 @@ class TrainingCLI(LightningCLI):
         results = {}
         has_test = is_overridden("test_dataloader", self.datamodule, L.LightningDataModule)
         if has_test and self.trainer.limit_test_batches:
+            loggers, self.trainer.loggers = self.trainer.loggers, []  # both tests have the same names
             results = {name: self._test(run.checkpoint(name)) for name in kept}
+            log_results(loggers, results, self.trainer.global_step)
         if not self.trainer.is_global_zero:
             return
         run.update_status(results=results)
@@ -256,6 +264,19 @@ class TrainingCLI(LightningCLI):
             rows = [{"file": file, **row} for file, row in zip(files, rows, strict=False)]
         if self.trainer.is_global_zero:
             print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} images)")
+
+
+def log_results(loggers: list[Logger], results: dict[str, dict[str, float]], step: int) -> None:
+    """Log the test of each checkpoint, as ``test/last_acc1`` and the like, and as a table where a logger can."""
+    named = {}
+    for kind, row in results.items():
+        named |= {f"test/{kind}_{name.removeprefix('test/')}": value for name, value in row.items()}
+    table = ["checkpoint", *results["last"]], [[kind, *row.values()] for kind, row in results.items()]
+    for logger in loggers:
+        logger.log_metrics(named, step)
+        if hasattr(logger, "log_table"):
+            logger.log_table("test/results", *table, step=step)
+        logger.finalize("success")
 
 
 def with_stored_config(arguments: list[str]) -> list[str]:

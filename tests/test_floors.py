@@ -29,7 +29,7 @@ FLOORS = {
     ),
     "ndkd.callbacks": (
         {*BASE, "ndkd.runs"},
-        {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL"},
+        {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL", "yaml"},
     ),
     "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
     "ndkd.errors": (set(), set()),

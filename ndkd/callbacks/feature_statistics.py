@@ -9,65 +9,81 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
+from ndkd.callbacks.run_recorder import in_order
 from ndkd.runs import Run
 
 NORM_EDGES = np.geomspace(1e-2, 1e4, 241)  # 40 bins to a decade
 ANGLE_EDGES = np.linspace(0, 180, 181)  # degrees
+QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
 class FeatureStatistics(Checkpoint):
-    """Histograms of student, projected and teacher norms, and of the angle to the teacher's class mean in degrees.
+    """Norms of student, projected and teacher embeddings, and the angle to the teacher's class mean, in degrees.
+
+    Histograms go to the run folder, and to loggers that take them. Logged under ``features/`` are mean and quantiles,
+    the same of ``separability``, the angle to the nearest mean of another class, and ``longer_than_teacher``, the share
+    of images whose (projected) student embedding is at least as long as the teacher's.
 
     Like the run recorder it is one of Lightning's checkpoint callbacks: nothing is kept of an epoch that fails.
 
     Args:
-        run: where they are kept, one file per epoch.
+        run: where histograms are kept, one file per epoch.
     """
 
     def __init__(self, run: Run):
         self.run = run
-        self._teacher_norms: list[Tensor] | None = None  # the evaluation set is the same every epoch
-        self._values: dict[str, list[Tensor]] = {}
+        self._teacher_norms: Tensor | None = None  # the evaluation set is the same every epoch
+        self._batches: dict[str, list[Tensor]] = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._values = {}  # an epoch without validation keeps none
+        self._batches = {}  # an epoch without validation keeps none
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        wanted = {
-            "student_norm": True,
-            "projected_norm": pl_module.projector is not None,
-            "angle": pl_module.class_means is not None,
-            "teacher_norm": pl_module.teacher is not None,
-        }
-        self._values = {name: [] for name, is_wanted in wanted.items() if is_wanted}
+        self._batches = {}
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if outputs.student is None:  # a detector's evaluation has no regions to compare
-            self._values = {}
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._values:
+        # a detector's evaluation has no regions to compare
+        if trainer.state.fn != "fit" or trainer.sanity_checking or outputs.student is None:
             return
-        student, values = outputs.student, self._values
-        values["student_norm"].append(student.embedding.float().norm(dim=1))
-        if "projected_norm" in values:
-            values["projected_norm"].append(student.projected.float().norm(dim=1))
-        if "angle" in values:
-            cosine = F.cosine_similarity(student.projected.float(), outputs.class_means[outputs.target], dim=1)
-            values["angle"].append(torch.rad2deg(cosine.clamp(-1, 1).acos()))
-        if "teacher_norm" in values and self._teacher_norms is None:
-            values["teacher_norm"].append(pl_module.teacher_embeddings(batch)[0].float().norm(dim=1))
+        projected = outputs.student.projected.float()
+        found = {"student_norm": outputs.student.embedding.float().norm(dim=1)}
+        if pl_module.projector is not None:
+            found["projected_norm"] = projected.norm(dim=1)
+        if outputs.class_means is not None:
+            cosine = F.normalize(projected) @ F.normalize(outputs.class_means).T
+            own = outputs.target.unsqueeze(1)
+            cosines = {"angle": cosine.gather(1, own)[:, 0], "separability": cosine.scatter(1, own, -1).amax(dim=1)}
+            found |= {name: value.clamp(-1, 1).acos().rad2deg() for name, value in cosines.items()}
+        if pl_module.teacher is not None and self._teacher_norms is None:
+            found["teacher_norm"] = pl_module.teacher_embeddings(batch)[0].float().norm(dim=1)
+        for name, values in found.items():
+            self._batches.setdefault(name, []).append(values)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not self._values:
+        columns = {name: torch.cat(batches) for name, batches in self._batches.items()}
+        if columns and pl_module.teacher is not None:
+            self._teacher_norms = columns["teacher_norm"] = columns.get("teacher_norm", self._teacher_norms)
+        own = torch.stack(list(columns.values()), dim=1).cpu().numpy() if columns else ()
+        rows = np.array(in_order(trainer, own))  # all ranks take part, one without images too
+        if not len(rows) or not trainer.is_global_zero:
             return
-        if "teacher_norm" in self._values:
-            self._teacher_norms = self._values["teacher_norm"] = self._teacher_norms or self._values["teacher_norm"]
+        values = dict(zip(columns, rows.T, strict=True))  # rank 0 has images if any rank has
         arrays = {"norm_edges": NORM_EDGES, "angle_edges": ANGLE_EDGES}
-        for name, parts in self._values.items():
-            edges = ANGLE_EDGES if name == "angle" else NORM_EDGES
-            values = torch.cat(parts).cpu().numpy() if parts else np.empty(0)  # a rank may have no image
-            counts = torch.from_numpy(np.histogram(values.clip(edges[0], edges[-1]), edges)[0]).to(pl_module.device)
-            arrays[name] = trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()
-        if trainer.is_global_zero:
-            self.run.write_epoch("features", trainer.current_epoch, arrays)
+        kept = {name: ANGLE_EDGES if name == "angle" else NORM_EDGES for name in values if name != "separability"}
+        for name, edges in kept.items():
+            arrays[name] = np.histogram(values[name].clip(edges[0], edges[-1]), edges)[0]
+        self.run.write_epoch("features", trainer.current_epoch, arrays)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_histograms"):  # Weights & Biases
+                counted = {f"features/{name}": (arrays[name], edges) for name, edges in kept.items()}
+                logger.log_histograms(counted, trainer.global_step - 1)
+        logged = {f"{name}_mean": column.mean() for name, column in values.items()}
+        for name, column in values.items():
+            quantiles = np.quantile(column, list(QUANTILES.values()))
+            logged |= {f"{name}_{short}": value for short, value in zip(QUANTILES, quantiles, strict=True)}
+        if "teacher_norm" in values:
+            student_norm = values.get("projected_norm", values["student_norm"])
+            logged["longer_than_teacher"] = (student_norm >= values["teacher_norm"]).mean()
+        pl_module.log_dict({f"features/{name}": float(value) for name, value in logged.items()}, rank_zero_only=True)

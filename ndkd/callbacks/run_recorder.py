@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -41,10 +42,16 @@ class RunRecorder(Checkpoint):
             self.run.start(self.config, trainer.current_epoch)
             self._seconds = max((float(row["time/seconds"]) for row in self.run.metrics()), default=0.0)
             self._started -= self._seconds  # of a resumed run
-            self.run.update_status(state="running", command=sys.argv, git_commit=git_commit())
+            origin = {"git_commit": git_commit(), "versions": versions()}
+            self.run.update_status(state="running", command=sys.argv, machine=platform.platform(), **origin)
             parameters = sum(parameter.numel() for parameter in pl_module.student.model.parameters())
             self.run.update_status(headline=pl_module.headline[0], parameters=parameters)
-            self.run.update_status(versions=versions(), machine=platform.platform())
+            settings = {**yaml.safe_load(self.config), **origin}
+            if hasattr(trainer.datamodule, "batch_size"):
+                per_step = trainer.world_size * trainer.accumulate_grad_batches
+                settings["global_batch_size"] = trainer.datamodule.batch_size * per_step
+            for logger in trainer.loggers:
+                logger.log_hyperparams(settings)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._predictions = None  # an epoch without validation keeps none
