@@ -88,6 +88,9 @@ class RunRecorder(Checkpoint):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and self._started is not None:  # else nothing was left to train
             self.run.update_status(state="finished", seconds=round(time.time() - self._started, 3))
+            for callback in trainer.checkpoint_callbacks:
+                for logger in trainer.loggers if isinstance(callback, ModelCheckpoint) else []:
+                    logger.after_save_checkpoint(callback)  # a best one may be of an earlier start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero and self._started is not None and trainer.state.fn == "fit":
