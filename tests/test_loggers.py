@@ -24,6 +24,7 @@ trainer:
     - {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: .}}
 """
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml", "--config", "loggers.yaml", *SHORT, "--run_dir", "watched"]
+KDPP += ["--trainer.accumulate_grad_batches=2"]
 
 
 def read(file):
@@ -100,7 +101,7 @@ def test_the_configuration_is_recorded(watched):
     assert config["model"]["init_args"]["losses"]["nd"]["weight"] == 1
     assert config["git_commit"] == run.status()["git_commit"] == "5eed"
     assert config["versions"] == run.status()["versions"]
-    assert config["global_batch_size"] == 32
+    assert config["global_batch_size"] == 2 * 32
     kept = yaml.safe_load((run.path / "lightning_logs/version_1/hparams.yaml").read_text())  # of the other logger
     assert kept == config
 

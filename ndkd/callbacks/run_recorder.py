@@ -36,22 +36,25 @@ class RunRecorder(Checkpoint):
         self._seconds = 0.0
         self._predictions: list[torch.Tensor] | None = None
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Everything is built, and Lightning has not yet written the loggers' files of hyper-parameters."""
+        self._origin = {"git_commit": git_commit(), "versions": versions()}
+        settings = {**yaml.safe_load(self.config), **self._origin}
+        if hasattr(trainer.datamodule, "batch_size"):
+            copies = trainer.world_size * trainer.accumulate_grad_batches
+            settings["global_batch_size"] = trainer.datamodule.batch_size * copies
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
         if trainer.is_global_zero:
             self.run.start(self.config, trainer.current_epoch)
             self._seconds = max((float(row["time/seconds"]) for row in self.run.metrics()), default=0.0)
             self._started -= self._seconds  # of a resumed run
-            origin = {"git_commit": git_commit(), "versions": versions()}
-            self.run.update_status(state="running", command=sys.argv, machine=platform.platform(), **origin)
+            self.run.update_status(state="running", command=sys.argv, machine=platform.platform(), **self._origin)
             parameters = sum(parameter.numel() for parameter in pl_module.student.model.parameters())
             self.run.update_status(headline=pl_module.headline[0], parameters=parameters)
-            settings = {**yaml.safe_load(self.config), **origin}
-            if hasattr(trainer.datamodule, "batch_size"):
-                per_step = trainer.world_size * trainer.accumulate_grad_batches
-                settings["global_batch_size"] = trainer.datamodule.batch_size * per_step
-            for logger in trainer.loggers:
-                logger.log_hyperparams(settings)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._predictions = None  # an epoch without validation keeps none

@@ -1,4 +1,6 @@
-"""Histograms of norms and angles, epoch by epoch."""
+"""Norms and angles, epoch by epoch."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,18 +14,26 @@ from ndkd.runs import Run
 
 @pytest.fixture
 def fitted(fit, make_module, terms, tmp_path):
-    """Fit on tiny images with the statistics kept: module, data, run."""
+    """Fit on tiny images with the statistics kept: module, run, what was logged."""
 
     def run(losses, data, narrow=False, **options):
         module, kept = make_module(losses, narrow), Run(tmp_path)
-        fit(module, FeatureStatistics(kept), data=data, **options)
-        return module, kept
+        trainer = fit(module, FeatureStatistics(kept), data=data, **options)
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items() if "features/" in name}
+        return module, kept, logged
 
     return run
 
 
 def histogram(values, edges):
     return np.histogram(values.detach().double().numpy().clip(edges[0], edges[-1]), edges)[0]
+
+
+def summary(name, values):
+    """Mean and quantiles as they are logged."""
+    values = values.detach().double().numpy()
+    found = {f"features/{name}_q{percent:02}": np.percentile(values, percent) for percent in (5, 50, 95)}
+    return found | {f"features/{name}_mean": values.mean()}
 
 
 def off_by(counts, wanted):
@@ -34,18 +44,17 @@ def off_by(counts, wanted):
 @pytest.mark.parametrize("narrow", [False, True])
 def test_histograms_are_those_of_the_evaluation_set(fitted, terms, tiny_data, narrow):
     data = tiny_data(val_size=19)
-    module, run = fitted(terms("ce", "nd"), data, narrow, epochs=2)
+    module, run, logged = fitted(terms("ce", "nd"), data, narrow, epochs=2)
     images, target = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
     module.eval()
     output = module.forward_pair((images, target))
     angle = F.cosine_similarity(output.student.projected, module.class_means[target]).acos().rad2deg()
-    wanted = {
-        "student_norm": histogram(output.student.embedding.norm(dim=1), NORM_EDGES),
-        "teacher_norm": histogram(output.teacher.embedding.norm(dim=1), NORM_EDGES),
-        "angle": histogram(angle, ANGLE_EDGES),
-    }
+    norms = {"student_norm": output.student.embedding, "teacher_norm": output.teacher.embedding}
     if narrow:
-        wanted["projected_norm"] = histogram(output.student.projected.norm(dim=1), NORM_EDGES)
+        norms["projected_norm"] = output.student.projected
+    norms = {name: embedding.norm(dim=1) for name, embedding in norms.items()}
+    wanted = {name: histogram(values, NORM_EDGES) for name, values in norms.items()}
+    wanted["angle"] = histogram(angle, ANGLE_EDGES)
     first, last = run.read_epoch("features", 0), run.read_epoch("features", 1)
     assert last.keys() == first.keys() == wanted.keys() | {"norm_edges", "angle_edges"}
     for name, counts in wanted.items():
@@ -54,10 +63,57 @@ def test_histograms_are_those_of_the_evaluation_set(fitted, terms, tiny_data, na
     assert np.array_equal(first["teacher_norm"], last["teacher_norm"])  # the frozen teacher is asked once
     assert not np.array_equal(first["student_norm"], last["student_norm"])
 
+    others = [
+        min(
+            F.cosine_similarity(row, mean, dim=0).acos().rad2deg().item()
+            for k, mean in enumerate(module.class_means)
+            if k != label
+        )
+        for row, label in zip(output.student.projected, target.tolist(), strict=True)
+    ]
+    expected = summary("angle", angle) | summary("separability", torch.tensor(others))
+    for name, values in norms.items():
+        expected |= summary(name, values)
+    longer = output.student.projected.norm(dim=1) >= norms["teacher_norm"]
+    expected["features/longer_than_teacher"] = longer.float().mean().item()
+    assert logged == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_without_images_takes_part(monkeypatch, tmp_path, rank):
+    shards = [np.array([[1.0, 0.5, 1.0], [5.0, 4.0, 4.0]], dtype=np.float32), ()]
+    asked = []
+
+    def gather(out, own):
+        asked.append(len(own))
+        out[:] = shards
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    statistics, logged = FeatureStatistics(Run(tmp_path)), {}
+    if rank == 0:
+        columns = torch.from_numpy(shards[0].T)
+        statistics._batches = {"student_norm": [columns[0]], "projected_norm": [columns[1]]}
+        statistics._teacher_norms = columns[2]
+    module = SimpleNamespace(teacher="frozen", log_dict=lambda values, **options: logged.update(values))
+    trainer = SimpleNamespace(world_size=2, is_global_zero=rank == 0, current_epoch=0, global_step=1, loggers=[])
+    statistics.on_train_epoch_end(trainer, module)
+    assert asked == [2 - 2 * rank]
+    assert (logged.get("features/student_norm_mean"), logged.get("features/longer_than_teacher")) == (
+        (3.0, 0.5) if rank == 0 else (None, None)
+    )
+    assert (tmp_path / "features/0000.npz").exists() == (rank == 0)
+
 
 def test_a_student_by_itself_has_norms_alone(fitted, terms, tiny_data):
-    _, run = fitted(terms("ce"), tiny_data())
+    _, run, logged = fitted(terms("ce"), tiny_data())
     assert run.read_epoch("features", 0).keys() == {"norm_edges", "angle_edges", "student_norm"}
+    assert logged.keys() == summary("student_norm", torch.zeros(1)).keys()
+
+
+def test_without_class_means_there_is_no_angle(fitted, terms, tiny_data):
+    _, run, logged = fitted(terms("ce", "kd"), tiny_data())
+    wanted = summary("student_norm", torch.zeros(1)).keys() | summary("teacher_norm", torch.zeros(1)).keys()
+    assert logged.keys() == wanted | {"features/longer_than_teacher"}
 
 
 def test_the_teacher_embeds_the_evaluation_set_once(fitted, terms, tiny_data, monkeypatch):
@@ -72,5 +128,6 @@ def test_the_teacher_embeds_the_evaluation_set_once(fitted, terms, tiny_data, mo
 
 
 def test_nothing_is_kept_without_validation(fitted, terms, tiny_data):
-    _, run = fitted(terms("ce"), tiny_data(), limit_val_batches=0)
+    _, run, logged = fitted(terms("ce"), tiny_data(), limit_val_batches=0)
     assert not run.path.joinpath("features").exists()
+    assert not logged
