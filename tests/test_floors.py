@@ -46,7 +46,11 @@ FLOORS = {
         {*BASE, "ndkd.models", "ndkd.losses", "ndkd.runs"},
         {"torch", "numpy", "pandas", "sklearn", "matplotlib", "torchmetrics"},
     ),
-    "ndkd.report": ({*BASE, "ndkd.analysis", "ndkd.runs"}, {"jinja2", "matplotlib", "pandas"}),
+    "ndkd.figures": (set(), {"numpy", "matplotlib", "sklearn"}),
+    "ndkd.report": (
+        {*BASE, "ndkd.figures", "ndkd.models", "ndkd.runs"},
+        {"torch", "numpy", "pandas", "sklearn", "torchmetrics", "jinja2", "yaml"},
+    ),
     "ndkd.export": (
         {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
         {"torch", "lightning", "jsonargparse", "safetensors", "onnxruntime", "jinja2", "yaml"},
