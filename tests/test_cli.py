@@ -465,7 +465,8 @@ def test_an_epoch_without_validation_has_no_values_of_the_one_before(workplace):
     options = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
     assert ndkd(*KDPP, *SHORT, *options, "--run_dir=every-other")[0] == 0
     run = Run("every-other")
-    assert [bool(row["val/acc1"]) for row in run.metrics()] == [False, True, False]
+    for name in ("val/acc1", "features/angle_mean"):
+        assert [bool(row[name]) for row in run.metrics()] == [False, True, False]
     for kind in ("predictions", "features"):
         assert [file.name for file in (run.path / kind).iterdir()] == ["0001.npz"]
 

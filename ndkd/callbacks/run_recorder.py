@@ -81,7 +81,8 @@ class RunRecorder(Checkpoint):
         epoch, logged = trainer.current_epoch, trainer.callback_metrics.items()
         # without validation in this epoch, the trainer still holds the values of the one before
         validated = self._predictions is not None
-        metrics = {name: f"{value.item():.7g}" for name, value in logged if validated or not name.startswith("val/")}
+        of_validation = ("val/", "features/")
+        metrics = {k: f"{v.item():.7g}" for k, v in logged if validated or not k.startswith(of_validation)}
         self.run.add_metrics({"epoch": epoch, "step": trainer.global_step, **metrics})
         if len(rows):
             target, prediction = rows[:, :2].T.astype(np.int32)

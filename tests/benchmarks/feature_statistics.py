@@ -15,6 +15,7 @@ import lightning.pytorch as L
 import numpy as np
 from synthetic_cifar import write_config, write_images
 
+from ndkd.callbacks import FeatureStatistics
 from ndkd.cli import main as ndkd
 from ndkd.runs import Run
 
@@ -27,8 +28,9 @@ class Durations(L.Callback):
     seconds: dict[str, list[float]] = {}
 
     def on_fit_end(self, trainer, pl_module):
-        recorded = trainer.profiler.recorded_durations.items()
-        Durations.seconds = {name: calls for name, calls in recorded if "]FeatureStatistics." in name}
+        recorded = trainer.profiler.recorded_durations
+        own = {name: f"[Callback]FeatureStatistics.{name}" for name in vars(FeatureStatistics) if name[:3] == "on_"}
+        Durations.seconds = {name: recorded[full] for name, full in own.items()}
 
 
 def measure(name: str, config: str, epochs: int, *options: str) -> None:
@@ -39,13 +41,11 @@ def measure(name: str, config: str, epochs: int, *options: str) -> None:
             status = ndkd(["fit", "--config", config, "--trainer.profiler=simple", callback, *options])
         assert status == 0, errors.getvalue()
         epoch = np.array([float(row["time/epoch"]) for row in Run(folder).metrics()])
-    hooks = [
-        np.reshape(calls, (epochs, -1)).sum(axis=1) for calls in Durations.seconds.values() if len(calls) >= epochs
-    ]
-    share = sum(hooks) / epoch
+    seconds = sum(np.reshape(calls, (epochs, -1)).sum(axis=1) for calls in Durations.seconds.values())
+    share = seconds / epoch
     print(
-        f"{name}: {np.median(share[1:]):.2%} of an epoch of {np.median(epoch[1:]):.2f} s (at most {share[1:].max():.2%}), "
-        f"{share[0]:.2%} of the first of {epoch[0]:.2f} s",
+        f"{name}: {np.median(share[1:]):.2%} of an epoch of {np.median(epoch[1:]):.2f} s "
+        f"(from {share[1:].min():.2%} to {share[1:].max():.2%}), {share[0]:.2%} of the first of {epoch[0]:.2f} s",
         flush=True,
     )
 

@@ -83,25 +83,25 @@ def test_histograms_are_those_of_the_evaluation_set(fitted, terms, tiny_data, na
 def test_a_rank_without_images_takes_part(monkeypatch, tmp_path, rank):
     shards = [np.array([[1.0, 0.5, 1.0], [5.0, 4.0, 4.0]], dtype=np.float32), ()]
     asked = []
-
-    def gather(out, own):
-        asked.append(len(own))
-        out[:] = shards
-
-    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    statistics, logged = FeatureStatistics(Run(tmp_path)), {}
-    if rank == 0:
-        columns = torch.from_numpy(shards[0].T)
-        statistics._batches = {"student_norm": [columns[0]], "projected_norm": [columns[1]]}
-        statistics._teacher_norms = columns[2]
-    module = SimpleNamespace(teacher="frozen", log_dict=lambda values, **options: logged.update(values))
-    trainer = SimpleNamespace(world_size=2, is_global_zero=rank == 0, current_epoch=0, global_step=1, loggers=[])
-    statistics.on_train_epoch_end(trainer, module)
-    assert asked == [2 - 2 * rank]
-    assert (logged.get("features/student_norm_mean"), logged.get("features/longer_than_teacher")) == (
-        (3.0, 0.5) if rank == 0 else (None, None)
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda out, own: asked.append(own) or out.__setitem__(slice(2), shards)
     )
-    assert (tmp_path / "features/0000.npz").exists() == (rank == 0)
+    trainer = SimpleNamespace(
+        world_size=2, is_global_zero=rank == 0, current_epoch=0, global_step=1, loggers=[], callback_metrics={}
+    )
+    statistics = FeatureStatistics(Run(tmp_path))
+    if rank == 0:
+        student, projected, statistics._teacher_norms = torch.from_numpy(shards[0].T)
+        statistics._batches = {"student_norm": [student], "projected_norm": [projected]}
+    statistics.on_train_epoch_end(trainer, SimpleNamespace(teacher="frozen"))
+    assert np.array_equal(asked, [shards[rank]])
+    if rank == 0:
+        assert trainer.callback_metrics["features/student_norm_mean"] == 3
+        assert trainer.callback_metrics["features/longer_than_teacher"] == 0.5  # projected, and as long counts
+        assert statistics.run.read_epoch("features", 0)["student_norm"].sum() == 2
+    else:
+        assert not trainer.callback_metrics
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_student_by_itself_has_norms_alone(fitted, terms, tiny_data):
