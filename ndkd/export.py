@@ -1,0 +1,163 @@
+"""Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jinja2
+import lightning.pytorch as L
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ndkd.data  # so that a config can say DigitsDataModule
+from ndkd.errors import NdkdError
+from ndkd.models import ModelConfig, build_model
+from ndkd.models.checkpoint import read_checkpoint
+from ndkd.parser_errors import one_line
+from ndkd.runs import Run
+
+ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+
+
+def export(checkpoint: Path, format: str, out: Path) -> None:
+    """Write a checkpoint's student, in evaluation mode and without projector or hooks, and README.md beside it.
+
+    The file is read back and must give the checkpoint's logits for images of the run, else nothing is left.
+
+    Args:
+        checkpoint: of ``ndkd fit``, in its run folder.
+        format: ``safetensors`` or ``torch`` for the weights, ``onnx`` or ``torch_export`` for the whole network.
+        out: the file to write; the network in it maps normalised images (B, c, h, w) to logits (B, C).
+
+    Raises:
+        NdkdError: a place for the file or a checkpoint that will not do, data that is not there, a student that cannot
+            be traced, other logits than the checkpoint's.
+    """
+    above = writable_folder(out, format)
+    content, run = read_run(checkpoint)
+    stored, settings = content["hyper_parameters"], yaml.safe_load(run.config.read_text())
+    config = ModelConfig(**{**stored["student"], "checkpoint": checkpoint})
+    student = config.build(stored["num_classes"], None, None).eval()
+    network, fresh = (build_model(config.name, stored["num_classes"], **config.kwargs).eval() for _ in range(2))
+    network.load_state_dict(student.model.state_dict())
+    data, pixels = first_images(settings["data"])
+    images = pixels if student.mean is None else (pixels - student.mean) / student.std
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad():
+        try:
+            loaded = write_and_read(network, fresh, format, Path(folder, out.name), images)
+            logits = loaded(images)
+            latency = [f"{median_ms(loaded, images, batch):,.2f} ms at batch {batch}" for batch in (1, 64)]
+        except Exception as error:  # of any kind, where a model's forward is not for tracing
+            why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:300]
+            raise NdkdError(f"{config.name} cannot be written as {format} ({why}); choose another --format") from error
+        wanted = student(pixels).logits
+        difference = ((logits - wanted).abs().max() / wanted.abs().max()).item()
+        if not difference <= 1e-4:  # nor if it is no number
+            raise NdkdError(f"{out} is not written: read back, its logits differ by {difference:.1e}; try another --format")
+        with FlopCounterMode(display=False) as counter:
+            network(images[:1])
+        rows = {
+            "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {type(data).__name__}",
+            "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+            "compute": f"{counter.get_total_flops() / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
+            "file": f"{sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6:,.2f} MB",
+            "latency": f"{', '.join(latency)}; median, threads: {torch.get_num_threads()}",
+        }
+        about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
+        about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "stored": stored, "on": data}
+        Path(folder, "README.md").write_text(TEMPLATES.get_template("model_card.md").render(about, rows=rows))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for file in list(Path(folder).iterdir()):
+            file.rename(out.parent / file.name)
+    for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": out}.items():
+        print(f"{title:<12}{text}")
+
+
+def writable_folder(out: Path, format: str) -> Path:
+    """The folder to work in, the nearest to the file that exists; ``NdkdError`` if the file cannot be written."""
+    if out.is_dir():
+        raise NdkdError(f"out {out} is a folder: name a file in it, for example {out / 'model'}{ENDINGS[format]}")
+    if out.suffix != ENDINGS[format]:
+        raise NdkdError(f"out {out}: --format {format} is for names like {out.with_suffix(ENDINGS[format])}; change one of them")
+    if there := [str(file) for file in (out, out.parent / "README.md") if file.exists()]:
+        raise NdkdError(f"out {out}: {' and '.join(there)} exists; choose a new folder, README.md goes beside it")
+    above = next(path for path in (out.parent, *out.parent.absolute().parents) if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise NdkdError(f"out {out} cannot be written: {above} is not a folder to write in; choose another")
+    packages = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise NdkdError(f"--format onnx needs {', '.join(missing)}: python -m pip install -e '.[export]'")
+    return above
+
+
+def read_run(checkpoint: Path) -> tuple[dict, Run]:
+    """A checkpoint's content and the run that it is of; ``NdkdError`` if it is not one of a classifier's run."""
+    content, run = read_checkpoint(checkpoint), Run.of_checkpoint(checkpoint)
+    stored = content.get("hyper_parameters")
+    student = stored.get("student") if isinstance(stored, dict) else None
+    if not isinstance(student, dict) or not {"name", "classifier"} <= student.keys():
+        raise NdkdError(f"checkpoint {checkpoint} is none of ndkd fit's: it does not say how its student is built")
+    if student["classifier"][0].startswith("roi_heads."):
+        raise NdkdError(f"checkpoint {checkpoint} is of a detector, {student['name']}; only classifiers are exported")
+    if run is None:
+        raise NdkdError(f"checkpoint {checkpoint} lies in no run folder, whose config.yaml would say on which images")
+    return content, run
+
+
+def first_images(config: dict) -> tuple[L.LightningDataModule, Tensor]:
+    """A DataModule and its first batch to test on, or else to validate on: (B, c, h, w) in [0, 1]."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+    try:
+        data = parser.instantiate_classes(parser.parse_object({"data": config})).data
+    except ArgumentError as error:
+        raise NdkdError(one_line(str(error), {"data": ndkd.data.__all__})) from error
+    has_test = type(data).test_dataloader is not L.LightningDataModule.test_dataloader
+    data.prepare_data()
+    data.setup("test" if has_test else "validate")
+    for images, *_ in data.test_dataloader() if has_test else data.val_dataloader():
+        return data, (images / 255 if images.dtype == torch.uint8 else images).contiguous()
+    raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")
+
+
+def write_and_read(network: nn.Module, fresh: nn.Module, format: str, file: Path, images: Tensor) -> Callable:
+    """Write a network, or its weights alone, and give the one that is in the file; ``fresh`` is for weights."""
+    if format in ("safetensors", "torch"):
+        weights = {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
+        # safetensors' own save_file lets nobody else read the file
+        {"safetensors": lambda *_: file.write_bytes(save(weights)), "torch": torch.save}[format](weights, file)
+        fresh.load_state_dict(read_checkpoint(file))
+        return fresh
+    # a batch of one would be taken for a constant
+    options = {"args": (images.new_zeros(2, *images.shape[1:]),), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    if format == "torch_export":
+        torch.export.save(torch.export.export(network, **options), file)
+        return torch.export.load(file).module()
+    import onnxruntime
+
+    options |= {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
+    torch.onnx.export(network, f=file, dynamo=True, verbose=False, **options)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3  # errors only
+    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def median_ms(network: Callable, images: Tensor, batch: int) -> float:
+    """Milliseconds that a network takes for so many images."""
+    from torch.utils.benchmark import Timer  # it looks for CUDA, and warns
+
+    call = {"network": network, "images": images[torch.arange(batch) % len(images)]}
+    timer = Timer("network(images)", globals=call, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.5).median * 1e3
