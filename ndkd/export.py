@@ -25,7 +25,7 @@ from ndkd.parser_errors import one_line
 from ndkd.runs import Run
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
-TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True)
 
 
 def export(checkpoint: Path, format: str, out: Path) -> None:
@@ -52,8 +52,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
     data, pixels = first_images(settings["data"])
     images = pixels if student.mean is None else (pixels - student.mean) / student.std
     logging.getLogger("torch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad():
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             loaded = write_and_read(network, fresh, format, Path(folder, out.name), images)
             logits = loaded(images)
@@ -64,7 +64,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         wanted = student(pixels).logits
         difference = ((logits - wanted).abs().max() / wanted.abs().max()).item()
         if not difference <= 1e-4:  # nor if it is no number
-            raise NdkdError(f"{out} is not written: read back, its logits differ by {difference:.1e}; try another --format")
+            found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
+            raise NdkdError(f"{out} is not written: {found}; choose another --format")
         with FlopCounterMode(display=False) as counter:
             network(images[:1])
         rows = {
@@ -76,11 +77,11 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         }
         about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
         about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "stored": stored, "on": data}
-        Path(folder, "README.md").write_text(TEMPLATES.get_template("model_card.md").render(about, rows=rows))
+        Path(folder, "README.md").write_text(TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n")
         out.parent.mkdir(parents=True, exist_ok=True)
         for file in list(Path(folder).iterdir()):
             file.rename(out.parent / file.name)
-    for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": out}.items():
+    for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": f"{out}, README.md"}.items():
         print(f"{title:<12}{text}")
 
 
@@ -89,7 +90,7 @@ def writable_folder(out: Path, format: str) -> Path:
     if out.is_dir():
         raise NdkdError(f"out {out} is a folder: name a file in it, for example {out / 'model'}{ENDINGS[format]}")
     if out.suffix != ENDINGS[format]:
-        raise NdkdError(f"out {out}: --format {format} is for names like {out.with_suffix(ENDINGS[format])}; change one of them")
+        raise NdkdError(f"out {out}: a file of --format {format} is named like {out.with_suffix(ENDINGS[format])}")
     if there := [str(file) for file in (out, out.parent / "README.md") if file.exists()]:
         raise NdkdError(f"out {out}: {' and '.join(there)} exists; choose a new folder, README.md goes beside it")
     above = next(path for path in (out.parent, *out.parent.absolute().parents) if path.exists())
