@@ -1,7 +1,6 @@
 """Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.parser_errors import one_line
-from ndkd.runs import Run
+from ndkd.runs import Run, check_folder
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True)
@@ -81,7 +80,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         for file in list(Path(folder).iterdir()):
             file.rename(out.parent / file.name)
-    for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": f"{out}, README.md"}.items():
+    rows = {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": f"{out}, README.md"}
+    for title, text in rows.items():
         print(f"{title:<12}{text}")
 
 
@@ -89,17 +89,14 @@ def writable_folder(out: Path, format: str) -> Path:
     """The folder to work in, the nearest to the file that exists; ``NdkdError`` if the file cannot be written."""
     if out.is_dir():
         raise NdkdError(f"out {out} is a folder: name a file in it, for example {out / 'model'}{ENDINGS[format]}")
-    if out.suffix != ENDINGS[format]:
+    if out.suffix != ENDINGS[format] and (format, out.suffix) != ("torch", ".pth"):
         raise NdkdError(f"out {out}: a file of --format {format} is named like {out.with_suffix(ENDINGS[format])}")
     if there := [str(file) for file in (out, out.parent / "README.md") if file.exists()]:
         raise NdkdError(f"out {out}: {' and '.join(there)} exists; choose a new folder, README.md goes beside it")
-    above = next(path for path in (out.parent, *out.parent.absolute().parents) if path.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise NdkdError(f"out {out} cannot be written: {above} is not a folder to write in; choose another")
     packages = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
     if missing := [package for package in packages if find_spec(package) is None]:
         raise NdkdError(f"--format onnx needs {', '.join(missing)}: python -m pip install -e '.[export]'")
-    return above
+    return check_folder(out.parent, "--out FILE")
 
 
 def read_run(checkpoint: Path) -> tuple[dict, Run]:

@@ -142,8 +142,8 @@ class Run:
         return write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
 
 
-def check_folder(path: Path, option: str) -> None:
-    """Raise ``NdkdError`` if a folder cannot be made or written to; ``option`` is where to choose another."""
+def check_folder(path: Path, option: str) -> Path:
+    """The part of a path that exists; ``NdkdError`` that names the option if the rest cannot be made there."""
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise NdkdError(
