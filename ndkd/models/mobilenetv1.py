@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from ndkd.models.layers import ConvNormReLU, initialise
+
 # Table 1 of the paper: width and stride of each depthwise-separable block
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
@@ -11,12 +13,8 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(in_width, in_width, 3, stride, 1, groups=in_width, bias=False),
-            nn.BatchNorm2d(in_width),
-            nn.ReLU(),
-        )
-        self.pointwise = nn.Sequential(nn.Conv2d(in_width, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.depthwise = ConvNormReLU(in_width, in_width, 3, stride, groups=in_width)
+        self.pointwise = ConvNormReLU(in_width, width, 1, activation_layer=None)
         self.preact = nn.Identity()
         self.relu = nn.ReLU()
 
@@ -37,17 +35,14 @@ class MobileNetV1(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         width, blocks = 32, []
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = ConvNormReLU(3, width, 3, stride=2)
         for out_width, stride in BLOCKS:
             blocks.append(SeparableBlock(width, out_width, stride))
             width = out_width
         self.blocks = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)  # of 7×7 at 224 pixels
         self.fc = nn.Linear(width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.fc.bias)
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.avgpool(self.blocks(self.stem(images))).flatten(1))

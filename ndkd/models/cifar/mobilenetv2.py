@@ -1,6 +1,10 @@
 """MobileNetV2 at half width for small images: https://arxiv.org/abs/1801.04381."""
 
+from functools import partial
+
 from torch import Tensor, nn
+
+from ndkd.models.layers import ConvNormReLU, initialise, stage
 
 # Table 2 of the paper with half its widths and, in the second row, stride 1: expansion, width, blocks, stride.
 STAGES = (
@@ -21,14 +25,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         mid_width = expansion * in_width
         self.conv = nn.Sequential(
-            nn.Conv2d(in_width, mid_width, 1, bias=False),
-            nn.BatchNorm2d(mid_width),
-            nn.ReLU(),
-            nn.Conv2d(mid_width, mid_width, 3, stride, 1, groups=mid_width, bias=False),
-            nn.BatchNorm2d(mid_width),
-            nn.ReLU(),
-            nn.Conv2d(mid_width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
+            *ConvNormReLU(in_width, mid_width, 1),
+            *ConvNormReLU(mid_width, mid_width, 3, stride, groups=mid_width),
+            *ConvNormReLU(mid_width, width, 1, activation_layer=None),
         )
         self.has_shortcut = stride == 1 and in_width == width
 
@@ -49,21 +48,16 @@ class MobileNetV2(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         width, stages = 16, []
-        self.conv1 = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.conv1 = ConvNormReLU(3, width, 3, stride=2)
         for expansion, out_width, blocks, stride in STAGES:
-            first = InvertedResidual(width, out_width, stride, expansion)
-            others = (InvertedResidual(out_width, out_width, 1, expansion) for _ in range(blocks - 1))
-            stages.append(nn.Sequential(first, *others))
+            stages.append(stage(partial(InvertedResidual, expansion=expansion), width, out_width, blocks, stride))
             width = out_width
         self.blocks = nn.Sequential(*stages)
-        self.conv2 = nn.Sequential(nn.Conv2d(width, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU())
+        self.conv2 = ConvNormReLU(width, 1280, 1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
         nn.init.normal_(self.classifier[0].weight, std=0.01)
-        nn.init.zeros_(self.classifier[0].bias)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv2(self.blocks(self.conv1(images)))

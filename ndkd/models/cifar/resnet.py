@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ndkd.models.layers import initialise, stage
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut; ``preact`` sees their sum before the last ReLU."""
@@ -42,20 +44,12 @@ class ResNet(nn.Module):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = self._stage(widths[0], widths[1], blocks, stride=1)
-        self.layer2 = self._stage(widths[1], widths[2], blocks, stride=2)
-        self.layer3 = self._stage(widths[2], widths[3], blocks, stride=2)
+        self.layer1 = stage(BasicBlock, widths[0], widths[1], blocks, stride=1)
+        self.layer2 = stage(BasicBlock, widths[1], widths[2], blocks, stride=2)
+        self.layer3 = stage(BasicBlock, widths[2], widths[3], blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.fc.bias)
-
-    @staticmethod
-    def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_width, width, stride)
-        return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))

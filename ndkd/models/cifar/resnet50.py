@@ -3,13 +3,15 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ndkd.models.layers import initialise, stage
+
 
 class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions beside a shortcut; ``preact`` sees their sum before the last ReLU."""
 
-    def __init__(self, in_width: int, mid_width: int, stride: int):
+    def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
-        width = 4 * mid_width
+        mid_width = width // 4
         self.conv1 = nn.Conv2d(in_width, mid_width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(mid_width)
         self.conv2 = nn.Conv2d(mid_width, mid_width, 3, stride, 1, bias=False)
@@ -42,21 +44,13 @@ class ResNet50(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = self._stage(64, 64, blocks=3, stride=1)
-        self.layer2 = self._stage(256, 128, blocks=4, stride=2)
-        self.layer3 = self._stage(512, 256, blocks=6, stride=2)
-        self.layer4 = self._stage(1024, 512, blocks=3, stride=2)
+        self.layer1 = stage(Bottleneck, 64, 256, blocks=3, stride=1)
+        self.layer2 = stage(Bottleneck, 256, 512, blocks=4, stride=2)
+        self.layer3 = stage(Bottleneck, 512, 1024, blocks=6, stride=2)
+        self.layer4 = stage(Bottleneck, 1024, 2048, blocks=3, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(2048, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.linear.bias)
-
-    @staticmethod
-    def _stage(in_width: int, mid_width: int, blocks: int, stride: int) -> nn.Sequential:
-        first = Bottleneck(in_width, mid_width, stride)
-        return nn.Sequential(first, *(Bottleneck(4 * mid_width, mid_width, 1) for _ in range(blocks - 1)))
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))

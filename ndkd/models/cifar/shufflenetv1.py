@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ndkd.models.layers import stage
+
 GROUPS, STEM_WIDTH = 3, 24
 
 
@@ -49,16 +51,12 @@ class ShuffleNetV1(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, STEM_WIDTH, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        self.layer1 = self._stage(STEM_WIDTH, 240, blocks=4)
-        self.layer2 = self._stage(240, 480, blocks=8)
-        self.layer3 = self._stage(480, 960, blocks=4)
+        self.layer1 = stage(Block, STEM_WIDTH, 240, blocks=4, stride=2)
+        self.layer2 = stage(Block, 240, 480, blocks=8, stride=2)
+        self.layer3 = stage(Block, 480, 960, blocks=4, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(960, num_classes)
         nn.init.zeros_(self.linear.bias)
-
-    @staticmethod
-    def _stage(in_width: int, width: int, blocks: int) -> nn.Sequential:
-        return nn.Sequential(Block(in_width, width, 2), *(Block(width, width, 1) for _ in range(blocks - 1)))
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ndkd.models.layers import initialise
+
 
 class Block(nn.Sequential):
     """3×3 convolutions of one size; ``preact`` sees the map before the last ReLU."""
@@ -38,12 +40,8 @@ class VGG(nn.Module):
         self.block4 = Block(512, 512, convolutions)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(512, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+        initialise(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.max_pool2d(self.block0(images), 2)

@@ -1,9 +1,9 @@
 """Wide residual networks: https://arxiv.org/abs/1605.07146."""
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ndkd.models.layers import initialise, stage
 
 
 class BasicBlock(nn.Module):
@@ -28,8 +28,7 @@ class Stage(nn.Module):
 
     def __init__(self, in_width: int, width: int, blocks: int, stride: int):
         super().__init__()
-        first = BasicBlock(in_width, width, stride)
-        self.layer = nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
+        self.layer = stage(BasicBlock, in_width, width, blocks, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
@@ -57,11 +56,7 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[2])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-        nn.init.zeros_(self.fc.bias)
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(images))))
