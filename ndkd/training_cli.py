@@ -321,12 +321,11 @@ def check_strategy(strategy: str | Strategy) -> None:
 
 def known_classes() -> dict[str, list[str]]:
     """Names to suggest, by the entry of a configuration that wants a class."""
-    losses = [name for name in ndkd.losses.__all__ if name.endswith("Loss")]
     return {
-        "loss": [*losses, "CrossEntropyLoss"],
+        "loss": [*(name for name in vars(ndkd.losses) if name.endswith("Loss")), "CrossEntropyLoss"],
         "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
         "lr_scheduler": _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
-        "data": ndkd.data.__all__,
+        "data": [name for name in vars(ndkd.data) if name.endswith("DataModule")],
         "model": ["DistillationModule", "DetectionDistillationModule"],
     }
 

@@ -100,7 +100,7 @@ def test_the_module_names_no_concrete_loss():
     text = FILES["ndkd.distillation"].read_text()
     import ndkd.losses
 
-    assert not [name for name in ndkd.losses.__all__ if name in text]
+    assert not [name for name in vars(ndkd.losses) if name.lower().endswith("loss") and name in text]
 
 
 @pytest.mark.parametrize(("module", "heavy"), [("ndkd.cli", "torch"), ("ndkd.losses", "torchvision")])

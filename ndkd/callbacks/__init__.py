@@ -4,13 +4,3 @@ from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoint_callbacks, in_order
-
-__all__ = [
-    "AtomicCheckpoints",
-    "ClassMeans",
-    "DetectionPictures",
-    "FeatureStatistics",
-    "RunRecorder",
-    "checkpoint_callbacks",
-    "in_order",
-]

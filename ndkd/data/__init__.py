@@ -6,13 +6,3 @@ from ndkd.data.digits import DigitsDataModule
 from ndkd.data.image_folder import ImageFolderDataModule
 from ndkd.data.imagenet import ImageNetDataModule
 from ndkd.data.in_memory_folder import InMemoryImageFolderDataModule
-
-__all__ = [
-    "CIFAR100DataModule",
-    "CIFAR10DataModule",
-    "CocoDataModule",
-    "DigitsDataModule",
-    "ImageFolderDataModule",
-    "ImageNetDataModule",
-    "InMemoryImageFolderDataModule",
-]

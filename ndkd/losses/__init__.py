@@ -10,26 +10,3 @@ from ndkd.losses.kd import HardKDLoss, KDLoss, hard_kd_loss, kd_loss
 from ndkd.losses.nd import NDLoss, nd_loss
 from ndkd.losses.norm import SIFNLoss, sifn_loss
 from ndkd.losses.reviewkd import ReviewKDLoss, hcl_loss
-
-__all__ = [
-    "CosineLoss",
-    "DISTLoss",
-    "DKDLoss",
-    "HardKDLoss",
-    "InfoNCELoss",
-    "KDLoss",
-    "L2Loss",
-    "NDLoss",
-    "ReviewKDLoss",
-    "SIFNLoss",
-    "cosine_loss",
-    "dist_loss",
-    "dkd_loss",
-    "hard_kd_loss",
-    "hcl_loss",
-    "infonce_loss",
-    "kd_loss",
-    "l2_loss",
-    "nd_loss",
-    "sifn_loss",
-]

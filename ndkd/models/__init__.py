@@ -4,5 +4,3 @@ from ndkd.models.config import ModelConfig
 from ndkd.models.factory import build_model
 from ndkd.models.features import FeatureExtractor
 from ndkd.models.output import ModelOutput
-
-__all__ = ["FeatureExtractor", "ModelConfig", "ModelOutput", "build_model"]

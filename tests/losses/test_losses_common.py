@@ -74,7 +74,7 @@ def argument_names(loss_class):
 
 
 def test_no_loss_is_left_out():
-    public = {getattr(losses, name) for name in losses.__all__}
+    public = {part for name, part in vars(losses).items() if callable(part) and not name.startswith("_")}
     assert {loss for loss in public if isinstance(loss, type)} == set(ALL)
     assert public - set(ALL) == {function for function, _ in FUNCTIONS.values()} | {losses.hcl_loss}
 
