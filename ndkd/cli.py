@@ -1,7 +1,17 @@
-"""The command line. Help and plain mistakes are answered here, before anything heavy is imported."""
+"""ndkd: knowledge distillation that regularises feature norm and direction (https://arxiv.org/abs/2305.17007)
 
+usage: ndkd COMMAND --config FILE [--config FILE …] [--OPTION VALUE …]
+
+{commands}
+
+Start here: ndkd fit --config configs/digits/teacher.yaml && ndkd fit --config configs/digits/kd++.yaml
+Help on one command: ndkd COMMAND --help
+"""
+
+# Help, which is in the docstrings, and plain mistakes are answered here, before anything heavy is imported.
 import argparse
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -19,43 +29,6 @@ COMMANDS = {
     "report": "show in one page what runs have learnt",
     "export": "write a checkpoint's student for use elsewhere, checked and described",
 }
-
-HELP = """\
-ndkd: knowledge distillation that regularises feature norm and direction (https://arxiv.org/abs/2305.17007)
-
-usage: ndkd COMMAND --config FILE [--config FILE …] [--OPTION VALUE …]
-
-{commands}
-
-Start here: ndkd fit --config configs/digits/teacher.yaml && ndkd fit --config configs/digits/kd++.yaml
-Help on one command: ndkd COMMAND --help
-"""
-
-COMMAND_HELP = """\
-ndkd {command}: {summary}
-
-usage: ndkd {command} --config FILE [--config FILE …] [--OPTION VALUE …]
-
-  --config FILE                           YAML; a later file changes what it spells
-  --ckpt_path {ckpt_path}
-  --run_dir DIR                           the run folder; by default runs/ and the names of the config files,
-                                          with -seedN for a seed other than 0
-  --seed_everything N                     seed of weights, order and augmentation (default 0)
-  --print_config                          print the resolved configuration and stop
-
-Every entry of a configuration is an option too, for example:
-  --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
-  --model.init_args.student.name NAME     --model.init_args.teacher.checkpoint FILE
-  --model.init_args.losses.nd.weight X    --data.init_args.batch_size N
-  --class_means.augment true              --class_means.cache_dir DIR         --class_means.file FILE
-
-All options: ndkd {command} --help-all; of one class: ndkd {command} --model.help DistillationModule
-"""
-
-FIT_CKPT = "last                        continue the run in its folder from the last finished epoch"
-USE_CKPT = """\
-last|best|FILE              the run's last or best checkpoint, or a file; without --config the
-                                          file's run folder gives the configuration (default last)"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())), end="")
+        commands = "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())
+        print(__doc__.format(commands=commands), end="")
         return 0
     if command == "--version":
         from ndkd import __version__
@@ -92,9 +66,33 @@ def _run(arguments: list[str]) -> int:
         raise NdkdError(f"unknown command {command!r}; {one_of(command, list(COMMANDS))} See ndkd --help")
     if command in PARSERS:
         return run_tool(command, arguments[1:])
+    return run_training(command, arguments)
+
+
+def run_training(command: str, arguments: list[str]) -> int:
+    """ndkd {command}: {summary}
+
+    usage: ndkd {command} --config FILE [--config FILE …] [--OPTION VALUE …]
+
+      --config FILE                           YAML; a later file changes what it spells
+      --ckpt_path last|best|FILE              a checkpoint of the run, or any file; without --config the file's run
+                                              folder gives the configuration (default last). In fit: last alone,
+                                              to continue the run from its last finished epoch
+      --run_dir DIR                           the run folder; by default runs/ and the names of the config files,
+                                              with -seedN for a seed other than 0
+      --seed_everything N                     seed of weights, order and augmentation (default 0)
+      --print_config                          print the resolved configuration and stop
+
+    Every entry of a configuration is an option too, for example:
+      --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
+      --model.init_args.student.name NAME     --model.init_args.teacher.checkpoint FILE
+      --model.init_args.losses.nd.weight X    --data.init_args.batch_size N
+      --class_means.augment true              --class_means.cache_dir DIR         --class_means.file FILE
+
+    All options: ndkd {command} --help-all; of one class: ndkd {command} --model.help DistillationModule
+    """
     if {"-h", "--help"} & set(arguments):
-        ckpt_path = FIT_CKPT if command == "fit" else USE_CKPT
-        print(COMMAND_HELP.format(command=command, summary=COMMANDS[command], ckpt_path=ckpt_path), end="")
+        print(inspect.getdoc(run_training).format(command=command, summary=COMMANDS[command]))
         return 0
     for config in values_of(("--config", "-c"), arguments):
         check_config(Path(config))
