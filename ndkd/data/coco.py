@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ndkd.data.folders import opened
 from ndkd.data.image_folder import ImageFolderDataModule
 from ndkd.data.loading import ImageLoader, reading, sharded
+from ndkd.data.module import DataModule
 from ndkd.data.order import GroupedOrder
 from ndkd.data.transforms import InRGB, Pixels
 from ndkd.errors import NdkdError
@@ -28,7 +28,7 @@ FIELDS = {
 }
 
 
-class CocoDataModule(L.LightningDataModule):
+class CocoDataModule(DataModule):
     """Images with boxes, listed in two JSON files of COCO's format: own data needs two paths.
 
     The images of ``ROOT/annotations/instances_NAME.json`` lie in ``ROOT/NAME/``. A batch is a list of images (3, h, w)
@@ -56,7 +56,6 @@ class CocoDataModule(L.LightningDataModule):
     """
 
     mean, std = ImageFolderDataModule.mean, ImageFolderDataModule.std
-    validates_on_test = True  # whether "best" is chosen on the test images
 
     def __init__(
         self,
@@ -74,10 +73,9 @@ class CocoDataModule(L.LightningDataModule):
             raise NdkdError(f"batch_size: wanted at least 1, got {batch_size}")
         self.train, self.val, self.images = Path(train), Path(val), {"train": train_images, "val": val_images}
         self.batch_size, self.num_workers, self.flip, self.grouped = batch_size, num_workers, flip, group_by_shape
-        self.splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        if self.splits:
+        if self.parts:
             return
         splits = {name: read_split(getattr(self, name), self.images[name], name) for name in ("train", "val")}
         categories, others = (split.categories.items() for split in splits.values())
@@ -86,26 +84,14 @@ class CocoDataModule(L.LightningDataModule):
         self.category_ids = (0, *splits["train"].categories)
         self.class_names = ("__background__", *splits["train"].categories.values())
         self.num_classes = len(self.class_names)
-        self.splits = {**splits, "train": trainable(splits["train"], self.train)}
+        self.parts = {"train": trainable(splits["train"], self.train), "val": splits["val"], "test": splits["val"]}
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.flip, self.batch_size, shuffle=True)
-
-    def class_mean_dataloader(self, augment: bool = False) -> DataLoader:
-        """One pass over the training images, in order."""
-        return self._loader("train", self.flip and augment)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    test_dataloader = predict_dataloader = val_dataloader
-
-    def _loader(self, name: str, flip: bool = False, batch_size: int = 1, shuffle: bool = False) -> ImageLoader:
-        split = self.splits[name]
+    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
+        split, batch_size = self.parts[part], self.batch_size if shuffle else 1
         order = sharded(self, len(split.paths), shuffle)
         if shuffle and self.grouped:
             order = GroupedOrder(order, np.diff(split.sizes)[:, 0] > 0, batch_size)
-        dataset, options = CocoDataset(split, flip), reading(self, persistent=shuffle)
+        dataset, options = CocoDataset(split, self.flip and augment), reading(self, persistent=shuffle)
         return ImageLoader(dataset, batch_size=batch_size, sampler=order, collate_fn=lists, **options)
 
 

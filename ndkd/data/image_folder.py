@@ -4,21 +4,21 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from ndkd.data.folders import ImageFiles, find_images, opened
 from ndkd.data.loading import ImageLoader, reading, sharded
+from ndkd.data.module import DataModule
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
 
 Batch = tuple[Tensor, Tensor]
 
 
-class ImageFolderDataModule(L.LightningDataModule):
+class ImageFolderDataModule(DataModule):
     """Images in ``root/train/CLASS/*``, ``root/val/CLASS/*`` and, where it exists, ``root/test/CLASS/*``.
 
     The classes are the folders' names in alphabetical order; files that are no images by their names are passed over.
@@ -76,41 +76,20 @@ class ImageFolderDataModule(L.LightningDataModule):
         strong = [RandAugment(rand_augment, image_size, self.mean)] if rand_augment else []
         crop = CropWhileDecoding(image_size, interpolation=kind), in_rgb, v2.RandomHorizontalFlip()
         self.augmented = v2.Compose([*crop, *strong, Pixels(), *erasing(erase, self.mean, self.std)])
-        self.files: dict[str, ImageFiles] = {}
-
-    @property
-    def validates_on_test(self) -> bool:
-        """Whether "best" is chosen on the test images."""
-        return self.files["val"] is self.files["test"]
 
     @property
     def predict_files(self) -> list[str]:
         """The files of the test images, in order."""
-        return [os.fsdecode(path) for path in self.files["test"].paths]
+        return [os.fsdecode(path) for path in self.parts["test"].paths]
 
     def setup(self, stage: str | None = None) -> None:
-        if self.files:
+        if self.parts:
             return
         splits = ["train", "val", *(["test"] if (self.root / "test").is_dir() else [])]
         self.class_names, files = find_images(self.root, splits)
         self.num_classes = len(self.class_names)
         self.mixing = mixing(self.mixup, self.cutmix, self.num_classes)
-        self.files = {"test": files["val"], **files}
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.augmented, shuffle=True)
-
-    def class_mean_dataloader(self, augment: bool = False) -> DataLoader:
-        """One pass over the training images, in order."""
-        return self._loader("train", self.augmented if augment else self.plain)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val", self.plain)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test", self.plain)
-
-    predict_dataloader = test_dataloader
+        self.parts = {"test": files["val"], **files}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, on the device they are on."""
@@ -119,10 +98,10 @@ class ImageFolderDataModule(L.LightningDataModule):
             return batch
         return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
 
-    def _loader(self, split: str, transform: v2.Compose, shuffle: bool = False) -> ImageLoader:
-        order = sharded(self, len(self.files[split].target), shuffle)
+    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
+        order = sharded(self, len(self.parts[part].target), shuffle)
         return ImageLoader(
-            FolderDataset(self.files[split], transform),
+            FolderDataset(self.parts[part], self.augmented if augment else self.plain),
             batch_size=self.batch_size,
             sampler=order,
             drop_last=shuffle and len(order) % self.batch_size == 1,  # BatchNorm cannot use a single image

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-import lightning.pytorch as L
 import numpy as np
 from sklearn.model_selection import train_test_split
 
 from ndkd.data.in_memory import InMemoryLoader
+from ndkd.data.module import DataModule
 from ndkd.errors import NdkdError
 from ndkd.seeds import run_seed
 
 Part = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
 
 
-class InMemoryDataModule(L.LightningDataModule):
+class InMemoryDataModule(DataModule):
     """Small images in memory: a validation split, scarce labels, augmentation of whole batches.
 
     A subclass says ``num_classes``, ``class_names``, ``image_shape``, ``mean`` and ``std``; its ``setup`` calls
@@ -52,12 +52,6 @@ class InMemoryDataModule(L.LightningDataModule):
             raise NdkdError(f"pad: wanted a number of pixels, got {pad}")
         self.train_size, self.val_size, self.batch_size = train_size, val_size, batch_size
         self.pad, self.flip = pad, flip
-        self.parts: dict[str, Part] = {}
-
-    @property
-    def validates_on_test(self) -> bool:
-        """Whether "best" is chosen on the test images."""
-        return self.parts["val"] is self.parts["test"]
 
     def keep(self, parts: dict[str, Part]) -> None:
         """Take the parts ``train``, ``test`` and, where the set has one, ``val``; split off what is asked."""
@@ -68,22 +62,8 @@ class InMemoryDataModule(L.LightningDataModule):
             parts["train"] = self._split(parts["train"], self.train_size, "train_size")[1]
         self.parts = parts
 
-    def train_dataloader(self) -> InMemoryLoader:
-        return self._loader("train", shuffle=True, pad=self.pad, flip=self.flip)
-
-    def class_mean_dataloader(self, augment: bool = False) -> InMemoryLoader:
-        """One pass over the training images, in order."""
-        return self._loader("train", pad=self.pad if augment else 0, flip=self.flip and augment)
-
-    def val_dataloader(self) -> InMemoryLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> InMemoryLoader:
-        return self._loader("test")
-
-    predict_dataloader = test_dataloader
-
-    def _loader(self, part: str, **options) -> InMemoryLoader:
+    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
+        options = {"shuffle": shuffle, "pad": self.pad if augment else 0, "flip": self.flip and augment}
         if self.trainer:
             options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
             options |= {"device": self.trainer.strategy.root_device}

@@ -1,0 +1,37 @@
+"""What all DataModules have in common."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as L
+
+
+class DataModule(L.LightningDataModule):
+    """Images in the parts ``train``, ``val`` and ``test``; a subclass fills them and says how one becomes batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts: dict[str, Any] = {}
+
+    @property
+    def validates_on_test(self) -> bool:
+        """Whether "best" is chosen on the test images."""
+        return self.parts["val"] is self.parts["test"]
+
+    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> Iterable:
+        raise NotImplementedError
+
+    def train_dataloader(self) -> Iterable:
+        return self._loader("train", augment=True, shuffle=True)
+
+    def class_mean_dataloader(self, augment: bool = False) -> Iterable:
+        """One pass over the training images, in order."""
+        return self._loader("train", augment)
+
+    def val_dataloader(self) -> Iterable:
+        return self._loader("val")
+
+    def test_dataloader(self) -> Iterable:
+        return self._loader("test")
+
+    predict_dataloader = test_dataloader
