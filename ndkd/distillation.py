@@ -1,6 +1,5 @@
 """A distillation method is a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -131,10 +130,10 @@ class DistillationModule(L.LightningModule):
 
     def _build_student(self) -> None:
         data = getattr(self._trainer, "datamodule", None)
-        for name, kind in (("num_classes", int), ("class_names", _strings)):
-            value = getattr(data, name, None)
-            if value is not None:
-                self.hparams[name] = kind(value)
+        if (number := getattr(data, "num_classes", None)) is not None:
+            self.hparams["num_classes"] = int(number)
+        if (names := getattr(data, "class_names", None)) is not None:
+            self.hparams["class_names"] = [str(name) for name in names]
         self.seed = run_seed()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -145,12 +144,9 @@ class DistillationModule(L.LightningModule):
         self._build_metrics()
 
     def _build_metrics(self) -> None:
-        accuracies = {"acc1": MulticlassAccuracy(self.student.num_classes, average="micro", validate_args=False)}
-        if self.student.num_classes > 5:
-            accuracies["acc5"] = MulticlassAccuracy(
-                self.student.num_classes, top_k=5, average="micro", validate_args=False
-            )
-        self.metrics = MetricCollection(accuracies)
+        options = {"num_classes": self.student.num_classes, "average": "micro", "validate_args": False}
+        ranks = (1, 5) if self.student.num_classes > 5 else (1,)
+        self.metrics = MetricCollection({f"acc{k}": MulticlassAccuracy(top_k=k, **options) for k in ranks})
         self.cross_entropy = MeanMetric(nan_strategy="disable")  # its check for NaN would stop a GPU
 
     def _build_for_training(self) -> None:
@@ -386,10 +382,11 @@ class DistillationModule(L.LightningModule):
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepOutput:
-        return self._evaluate(batch)
+        output = self.forward_pair(batch, teach=False)
+        self.update_metrics(output)
+        return output
 
-    def test_step(self, batch: Any, batch_idx: int) -> StepOutput:
-        return self._evaluate(batch)
+    test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         return self.predict_rows(self.forward_pair(batch, teach=False))
@@ -399,11 +396,6 @@ class DistillationModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
-
-    def _evaluate(self, batch: Any) -> StepOutput:
-        output = self.forward_pair(batch, teach=False)
-        self.update_metrics(output)
-        return output
 
     def _log_metrics(self, stage: str) -> None:
         values = {**self.metrics.compute(), "cross_entropy": self.cross_entropy.compute()}
@@ -452,10 +444,6 @@ def _on_offer(output: StepOutput) -> list[str]:
         elif value is not None:
             names.append(part.name)
     return names
-
-
-def _strings(values: Iterable[Any]) -> list[str]:
-    return [str(value) for value in values]
 
 
 def _portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:
