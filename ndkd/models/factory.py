@@ -116,24 +116,22 @@ def _from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.M
         import timm
     except ImportError as error:
         raise NdkdError(f"timm/{model} needs timm: python -m pip install 'ndkd[timm]'") from error
-    if not timm.is_model(model.split(".")[0]):
-        raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, timm.list_models())}")
+    has_tag = "." in model
+    known = timm.list_models(include_tags=has_tag)
+    if not timm.is_model(model) or (has_tag and model not in known):
+        raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, known)}")
+    if not pretrained:
+        return timm.create_model(model, num_classes=num_classes, **kwargs)
     try:
-        if not pretrained:
-            return timm.create_model(model, num_classes=num_classes, **kwargs)
-        return _with_classes(timm.create_model(model, pretrained=True, **kwargs), num_classes)
+        built = timm.create_model(model, pretrained=True, **kwargs)
     except Exception as error:
-        if "Invalid pretrained tag" in str(error):
-            tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
-            raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, tags)}") from error
-        if not pretrained or isinstance(error, NdkdError):
-            raise
         page = timm.get_pretrained_cfg(model).hf_hub_id
         raise NdkdError(
             f"cannot load the hub weights of timm/{model} ({type(error).__name__}); without a network, get "
             f"https://huggingface.co/{page}/resolve/main/model.safetensors elsewhere and give it as checkpoint beside "
             "pretrained: true"
         ) from error
+    return _with_classes(built, num_classes)
 
 
 def _from_callable(name: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
