@@ -64,7 +64,9 @@ class ClassMeans(L.Callback):
         means.copy_(found)
 
     def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
-        loader = self._loader(trainer)
+        ours = getattr(trainer.datamodule, "class_mean_dataloader", None)
+        # foreign data: its training images as they come
+        loader = ours(self.augment) if ours else trainer.fit_loop._data_source.dataloader()
         if self.cache_dir is None:
             return self._compute(trainer, module, loader)
         if not hasattr(loader, "fingerprint"):
@@ -78,12 +80,6 @@ class ClassMeans(L.Callback):
         if trainer.is_global_zero:
             write_atomically(file, lambda out: out.write(save({"class_means": means.contiguous().cpu()})))
         return means
-
-    def _loader(self, trainer: L.Trainer) -> Any:
-        data = trainer.datamodule
-        if hasattr(data, "class_mean_dataloader"):
-            return data.class_mean_dataloader(self.augment)
-        return trainer.fit_loop._data_source.dataloader()  # foreign data: its training images as they come
 
     def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
         shape = module.class_means.shape

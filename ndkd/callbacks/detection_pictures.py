@@ -49,9 +49,7 @@ class DetectionPictures(Checkpoint):
             self._rows.append(torch.cat(panels, dim=2))
 
     def _panel(self, image: Tensor, found: dict[str, Tensor], names: list[Any]) -> Tensor:
-        kept = (
-            found["scores"] >= self.score if "scores" in found else torch.ones_like(found["labels"], dtype=torch.bool)
-        )
+        kept = found.get("scores", torch.ones_like(found["labels"])) >= self.score  # what is there has no score
         boxes, labels = found["boxes"][kept].cpu(), [str(names[k]) for k in found["labels"][kept].tolist()]
         drawn, width = image.cpu(), max(1, min(image.shape[1:]) // 200)
         if labels:
