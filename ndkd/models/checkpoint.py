@@ -51,6 +51,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def hyper_parameter(content: dict[str, Any], *keys: str) -> Any:
+    """What a checkpoint of ours holds under these keys; None for those of others, who keep other things there."""
+    found: Any = content
+    for key in ("hyper_parameters", *keys):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
 def model_weights(content: dict[str, Any], wanted: Collection[str] = ()) -> dict[str, Tensor]:
     """The model's own state dict inside a checkpoint's content.
 

@@ -9,14 +9,14 @@ import torchvision
 from torch import nn
 
 from ndkd.errors import NdkdError, some
+from ndkd.models.checkpoint import hyper_parameter
 
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
 
 
 def stored_class_names(content: dict[str, Any]) -> list[str] | None:
     """The class names inside a checkpoint's content; not all checkpoints name theirs."""
-    hyper_parameters = content.get("hyper_parameters")
-    names = hyper_parameters.get("class_names") if isinstance(hyper_parameters, dict) else None
+    names = hyper_parameter(content, "class_names")
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 

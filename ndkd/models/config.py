@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ndkd.errors import NdkdError
-from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.models.checkpoint import hyper_parameter, load_weights, model_weights, read_checkpoint
 from ndkd.models.classes import fit_classes, new_classes, published_class_names, stored_class_names
 from ndkd.models.factory import build_model, default_statistics
 from ndkd.models.features import FeatureExtractor
@@ -66,7 +66,8 @@ class ModelConfig:
         content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
         from_hub = self.pretrained and not self.checkpoint
         model = build_model(self.name, None if from_hub else num_classes, from_hub, **self.kwargs)
-        known = [(self.mean, self.std), _stored_statistics(content), default_statistics(self.name, model)]
+        stored = tuple(hyper_parameter(content, "student", name) for name in ("mean", "std"))
+        known = [(self.mean, self.std), stored, default_statistics(self.name, model)]
         mean, std = next((pair for pair in known if pair and any(pair)), (mean, std))
         extractor = FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
         layers = extractor.classifier_layers
@@ -90,11 +91,3 @@ class ModelConfig:
                 f"{num_classes} classes; set classifier to the layer that makes the logits"
             )
         return extractor
-
-
-def _stored_statistics(content: dict[str, Any]) -> tuple[list[float] | None, list[float] | None]:
-    """Mean and standard deviation inside a checkpoint of ours; other programs keep other things there."""
-    found: Any = content
-    for key in ("hyper_parameters", "student"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return (found.get("mean"), found.get("std")) if isinstance(found, dict) else (None, None)
