@@ -11,16 +11,14 @@ import jinja2
 import lightning.pytorch as L
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import ndkd.data  # so that a config can say DigitsDataModule
+from ndkd.data.configured import configured
 from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
-from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
@@ -115,12 +113,7 @@ def read_run(checkpoint: Path) -> tuple[dict, Run]:
 
 def first_images(config: dict) -> tuple[L.LightningDataModule, Tensor]:
     """A DataModule and its first batch to test on, or else to validate on: (B, c, h, w) in [0, 1]."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
-    try:
-        data = parser.instantiate_classes(parser.parse_object({"data": config})).data
-    except ArgumentError as error:
-        raise NdkdError(one_line(str(error), {"data": ndkd.data.__all__})) from error
+    data = configured(config)
     has_test = type(data).test_dataloader is not L.LightningDataModule.test_dataloader
     data.prepare_data()
     data.setup("test" if has_test else "validate")

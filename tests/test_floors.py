@@ -21,6 +21,7 @@ FLOORS = {
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
     "ndkd.runs": (BASE, {"numpy"}),
+    "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
     "ndkd.detection": (
@@ -53,7 +54,7 @@ FLOORS = {
     ),
     "ndkd.export": (
         {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
-        {"torch", "lightning", "jsonargparse", "safetensors", "onnxruntime", "jinja2", "yaml"},
+        {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
     "ndkd.cli": ({*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "report", "export"))}, set()),
