@@ -1,9 +1,10 @@
 """Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
 
 import logging
-import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndkd.data.configured import configured
@@ -48,9 +50,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
     network.load_state_dict(student.model.state_dict())
     data, pixels = first_images(settings["data"])
     images = pixels if student.mean is None else (pixels - student.mean) / student.std
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)  # the exporters log, warn of and print what helps nobody here
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
         try:
             loaded = write_and_read(network, fresh, format, Path(folder, out.name), images)
             logits = loaded(images)
@@ -63,7 +64,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         if not difference <= 1e-4:  # nor if it is no number
             found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
             raise NdkdError(f"{out} is not written: {found}; choose another --format")
-        with FlopCounterMode(display=False) as counter:
+        # fused attention would not be counted, nor the fast path of nn.MultiheadAttention, which has no gradient
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             network(images[:1])
         rows = {
             "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {type(data).__name__}",
@@ -78,8 +80,7 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         for file in list(Path(folder).iterdir()):
             file.rename(out.parent / file.name)
-    rows = {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": f"{out}, README.md"}
-    for title, text in rows.items():
+    for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": out}.items():
         print(f"{title:<12}{text}")
 
 
