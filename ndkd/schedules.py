@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import cos, pi
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 class WarmupCosineLR(LRScheduler):
@@ -43,7 +43,7 @@ class WarmupCosineLR(LRScheduler):
         return [self.min_lr + (highest - self.min_lr) * share for highest in self.base_lrs]
 
 
-class WarmupMultiStepLR(LRScheduler):
+class WarmupMultiStepLR(LambdaLR):
     """Linear warm-up, then a constant rate that is multiplied by ``gamma`` at each milestone.
 
     Args:
@@ -62,13 +62,8 @@ class WarmupMultiStepLR(LRScheduler):
         warmup_factor: float = 0.001,
         gamma: float = 0.1,
     ):
-        self.milestones, self.gamma = list(milestones), gamma
-        self.warmup_steps, self.warmup_factor = warmup_steps, warmup_factor
-        super().__init__(optimizer)
+        def factor(step: int) -> float:
+            share = step / warmup_steps if step < warmup_steps else 1.0
+            return gamma ** bisect(milestones, step) * (warmup_factor * (1 - share) + share)
 
-    def get_lr(self) -> list[float]:
-        factor = self.gamma ** bisect(self.milestones, self.last_epoch)
-        if self.last_epoch < self.warmup_steps:
-            share = self.last_epoch / self.warmup_steps
-            factor *= self.warmup_factor * (1 - share) + share
-        return [factor * highest for highest in self.base_lrs]
+        super().__init__(optimizer, factor)

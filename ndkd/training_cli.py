@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -38,7 +38,7 @@ from ndkd.cli import values_of
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.memory import keep_freed_memory
-from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.checkpoint import hyper_parameter, read_checkpoint
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder, differences
 
@@ -159,13 +159,10 @@ class TrainingCLI(LightningCLI):
 
     def _checkpoint_file(self, name: str | None) -> str | None:
         run, student = self.run_folder, self.config[self.subcommand].model.init_args.student
-        if name is None and self.subcommand != "fit":
-            if (student.get("checkpoint") or student.get("pretrained")) and not run.is_used:
-                return None  # a model that brings its weights is measured as it is
-            name = "last"
-        if name is None:
-            return None
-        name = str(run.checkpoint(name)) if name in ("last", "best") else name
+        as_it_is = (student.get("checkpoint") or student.get("pretrained")) and not run.is_used
+        if name is None and (self.subcommand == "fit" or as_it_is):
+            return None  # a run that starts, or a model that is measured with the weights it brings
+        name = str(run.checkpoint(name or "last")) if name in (None, "last", "best") else name
         if self.subcommand == "fit" and Path(name).resolve() != run.checkpoint("last").resolve():
             raise NdkdError(
                 f"fit continues a run from its last checkpoint only, not from {name}: give --ckpt_path last, or start "
@@ -179,9 +176,9 @@ class TrainingCLI(LightningCLI):
                 f"checkpoint {name} is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint"
             )
         if self.subcommand != "fit" and "name" in student:  # its weights and normalisation are in the checkpoint
-            stored = content.get("hyper_parameters", {}).get("student", {})
             student.checkpoint, student.pretrained = None, False
-            student.mean, student.std = student.mean or stored.get("mean"), student.std or stored.get("std")
+            student.mean = student.mean or hyper_parameter(content, "student", "mean")
+            student.std = student.std or hyper_parameter(content, "student", "std")
         return name
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -308,12 +305,9 @@ def _say_what_changed(run: Run, config: str) -> None:
 
 def check_strategy(strategy: str | Strategy) -> None:
     """Raise ``NdkdError`` for a strategy that splits models, or whose processes do not run the command line."""
-    if isinstance(strategy, str):
-        supported = re.fullmatch("auto|single_device|ddp(_find_unused_parameters_(true|false))?", strategy)
-    else:
-        supported = type(strategy) in (SingleDeviceStrategy, DDPStrategy)
-    if not supported:
-        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    supported = "auto|single_device|SingleDeviceStrategy|ddp(_find_unused_parameters_(true|false))?|DDPStrategy"
+    if not re.fullmatch(supported, name):
         raise NdkdError(
             f"trainer.strategy: wanted auto, single_device, ddp or ddp_find_unused_parameters_true, got {name}"
         )
