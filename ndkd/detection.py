@@ -17,7 +17,7 @@ from ndkd.models.config import ModelConfig
 from ndkd.models.detectors import build_detector
 from ndkd.models.features import FeatureExtractor
 from ndkd.models.output import ModelOutput
-from ndkd.seeds import generator
+from ndkd.seeds import seed_torch
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first numbers of COCO's twelve
@@ -99,7 +99,7 @@ class DetectionDistillationModule(DistillationModule):
         for proposed, target in zip(proposals, targets, strict=True):
             # drawn for the image, whatever was drawn before it and by however many processes
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(int(generator(self.seed, int(target["image_id"])).integers(2**63)))
+                seed_torch(self.seed, int(target["image_id"]))
                 (chosen,), _, (classes,), _ = model.roi_heads.select_training_samples([proposed], [target])
             regions.append(chosen)
             labels.append(classes)

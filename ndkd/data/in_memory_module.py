@@ -1,7 +1,5 @@
 """What the DataModules of small images share."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -31,19 +29,8 @@ class InMemoryDataModule(DataModule):
         NdkdError: sizes that the set cannot give.
     """
 
-    num_classes: int
-    class_names: Sequence[str]
-    image_shape: tuple[int, int, int]
-    mean: Sequence[float]
-    std: Sequence[float]
-
     def __init__(
-        self,
-        train_size: int | None = None,
-        val_size: int = 0,
-        batch_size: int = 128,
-        pad: int = 4,
-        flip: bool = True,
+        self, train_size: int | None = None, val_size: int = 0, batch_size: int = 128, pad: int = 4, flip: bool = True
     ):
         super().__init__()
         if batch_size < 2:

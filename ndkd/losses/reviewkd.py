@@ -117,11 +117,11 @@ class ReviewKDLoss(nn.Module):
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
         if len(self.fusions) != len(student_maps):
             raise ValueError(f"built for {len(self.fusions)} maps, got {len(student_maps)}: call build first")
-        fused, deeper = [], None
         if len(student_maps) != len(teacher_maps):
             raise ValueError(f"wanted as many teacher_maps as student_maps, got {len(teacher_maps)}")
-        pairs = zip(reversed(student_maps), reversed(teacher_maps), strict=True)
-        for fusion, (student_map, teacher_map) in zip(self.fusions, pairs, strict=True):
+        fused, deeper = [], None
+        steps = zip(self.fusions, reversed(student_maps), reversed(teacher_maps), strict=True)
+        for fusion, student_map, teacher_map in steps:
             result, deeper = fusion(student_map, teacher_map.shape[2:], deeper)
             fused.append(result)
         return hcl_loss(fused[::-1], teacher_maps)

@@ -11,6 +11,7 @@ from torch import nn
 from ndkd.errors import NdkdError, some
 from ndkd.models.checkpoint import hyper_parameter
 
+Names = Sequence[str] | None  # of classes, where they are known
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
 
 
@@ -40,13 +41,7 @@ def published_class_names(num_classes: int, wanted: Sequence[str]) -> list[str] 
 
 
 def fit_classes(
-    layers: list[nn.Linear],
-    found: Sequence[str] | None,
-    wanted: Sequence[str] | None,
-    num_classes: int,
-    strict: bool,
-    renew: bool,
-    source: str,
+    layers: list[nn.Linear], found: Names, wanted: Names, num_classes: int, strict: bool, renew: bool, source: str
 ) -> None:
     """Make a classifier one of the data's classes, in place.
 
@@ -54,8 +49,8 @@ def fit_classes(
 
     Args:
         layers: the classifier, one layer per head.
-        found: the names of its classes, where they are known.
-        wanted: the names of the data's, where they are known.
+        found: the names of its classes.
+        wanted: the names of the data's.
         num_classes: number of the data's classes.
         strict: the logits must be right as they are.
         renew: where the number of classes differs, a new classifier may take its place.

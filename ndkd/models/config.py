@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import hyper_parameter, load_weights, model_weights, read_checkpoint
-from ndkd.models.classes import fit_classes, new_classes, published_class_names, stored_class_names
+from ndkd.models.classes import Names, fit_classes, new_classes, published_class_names, stored_class_names
 from ndkd.models.factory import build_model, default_statistics
 from ndkd.models.features import FeatureExtractor
+
+Channels = Sequence[float] | None  # a number per channel
 
 
 @dataclass
@@ -42,12 +44,7 @@ class ModelConfig:
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
 
     def build(
-        self,
-        num_classes: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        class_names: Sequence[str] | None = None,
-        strict: bool = False,
+        self, num_classes: int, mean: Channels, std: Channels, class_names: Names = None, strict: bool = False
     ) -> FeatureExtractor:
         """The model with its weights, reading images in [0, 1].
 

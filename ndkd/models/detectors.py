@@ -44,10 +44,9 @@ def build_detector(
         widths = {f"layer{k + 1}": network.fc.in_features >> 3 - k for k in range(4)}
         network.fc, body = nn.Identity(), network
     if checkpoint is not None:
-        weights = model_weights(read_checkpoint(checkpoint), network.state_dict())
-        load_weights(
-            network, {k: v for k, v in weights.items() if k in network.state_dict()}, f"checkpoint {checkpoint}"
-        )
+        own = network.state_dict()
+        weights = {k: v for k, v in model_weights(read_checkpoint(checkpoint), own).items() if k in own}
+        load_weights(network, weights, f"checkpoint {checkpoint}")
     if pretrained:
         for name, child in body.named_children():
             child.requires_grad_(False)
