@@ -57,7 +57,7 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
             logits = loaded(images)
             latency = [f"{median_ms(loaded, images, batch):,.2f} ms at batch {batch}" for batch in (1, 64)]
         except Exception as error:  # of any kind, where a model's forward is not for tracing
-            why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:300]
+            why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:200]
             raise NdkdError(f"{config.name} cannot be written as {format} ({why}); choose another --format") from error
         wanted = student(pixels).logits
         difference = ((logits - wanted).abs().max() / wanted.abs().max()).item()
