@@ -24,6 +24,7 @@ from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run, check_folder
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
+SECONDS = 0.5  # to measure a latency
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True)
 
 
@@ -152,4 +153,4 @@ def median_ms(network: Callable, images: Tensor, batch: int) -> float:
 
     call = {"network": network, "images": images[torch.arange(batch) % len(images)]}
     timer = Timer("network(images)", globals=call, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.5).median * 1e3
+    return timer.blocked_autorange(min_run_time=SECONDS).median * 1e3

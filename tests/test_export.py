@@ -17,6 +17,7 @@ from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run
 
+HALF = {"mean": [0.5] * 3, "std": [0.25] * 3}
 WIDTHS = {"widths": [8, 8, 8, 16]}  # narrower than the teacher: there is a projector
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
 
@@ -44,6 +45,14 @@ class Fickle(nn.Module):
 
     def forward(self, images):
         return self.fc(images.mean((2, 3))) * self.factor
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hurried():
+    """Latencies need not be precise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "SECONDS", 1e-3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +90,7 @@ def run_of(run, tmp_path):
         if student is not None:
             model = build_model(student["name"], 10, **student.get("kwargs", {}))
             content["state_dict"] = {f"student.model.{key}": value for key, value in model.state_dict().items()}
-            content["hyper_parameters"]["student"] = {"mean": [0.5] * 3, "std": [0.25] * 3, **student}
+            content["hyper_parameters"]["student"] = {"kwargs": {}, **HALF, **student}
         copy = Run(tmp_path / "run")
         copy.checkpoints.mkdir(parents=True)
         copy.config.write_text(yaml.safe_dump(yaml.safe_load(run.config.read_text()) | (config or {})))
@@ -385,7 +394,7 @@ def test_data_that_is_not_there(run_of):
 def test_data_of_an_unknown_class(run_of):
     run = run_of(config={"data": {"class_path": "DigitDataModule"}})
     line = refused(run.checkpoint("last"), "--out", run.path / "x.safetensors")
-    assert line == "data: there is no class DigitDataModule; did you mean DigitsDataModule?"
+    assert line.startswith("data: there is no class DigitDataModule; did you mean DigitsDataModule,")
 
 
 def test_data_without_images(run_of, monkeypatch):
