@@ -149,6 +149,7 @@ def check_folder(path: Path, option: str) -> Path:
         raise NdkdError(
             f"folder {path} cannot be made: {above} is not a folder to write in; choose another with {option}"
         )
+    return above
 
 
 def write_atomically(path: Path, write: Callable[[io.BufferedWriter], Any]) -> Path:

@@ -22,7 +22,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-import ndkd.data
 import ndkd.detection  # so that a config can say DetectionDistillationModule
 import ndkd.losses  # and NDLoss  # noqa: F401
 from ndkd.callbacks import (
@@ -35,6 +34,7 @@ from ndkd.callbacks import (
     in_order,
 )
 from ndkd.cli import values_of
+from ndkd.data.configured import DATA_MODULES
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.memory import keep_freed_memory
@@ -319,7 +319,7 @@ def known_classes() -> dict[str, list[str]]:
         "loss": [*(name for name in vars(ndkd.losses) if name.endswith("Loss")), "CrossEntropyLoss"],
         "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
         "lr_scheduler": _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
-        "data": [name for name in vars(ndkd.data) if name.endswith("DataModule")],
+        "data": DATA_MODULES,
         "model": ["DistillationModule", "DetectionDistillationModule"],
     }
 

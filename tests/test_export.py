@@ -312,7 +312,7 @@ MISTAKES = {
     "another format": (["--out=new/model.onnx"], "a file of --format torch is named like new/model.pt"),
     "no folder": (
         ["--out=plain.pth/model.pt"],
-        "cannot be written: .*plain.pth is not a folder",
+        "cannot be made: .*plain.pth is not a folder",
     ),
 }
 
@@ -342,7 +342,7 @@ def test_mistake_is_one_line_and_leaves_nothing(mistake, run):
 def test_a_folder_that_is_not_ones_own(run, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     line = refused(run.checkpoint("last"), "--out=new/deeper/model.safetensors")
-    assert line.endswith(f"cannot be written: {Path.cwd()} is not a folder to write in; choose another")
+    assert line.endswith(f"cannot be made: {Path.cwd()} is not a folder to write in; choose another with --out FILE")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
@@ -380,7 +380,8 @@ def test_an_interrupt_leaves_nothing(step, run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporting, step, interrupted)
-    assert ndkd("export", run.checkpoint("last"), "--out=new/model.safetensors")[0] == 130
+    got = ndkd("export", run.checkpoint("last"), "--out=new/model.safetensors")
+    assert got[0] == 130, got
     assert files() == before
 
 

@@ -5,9 +5,11 @@ from typing import Any
 import lightning.pytorch as L
 from jsonargparse import ArgumentError, ArgumentParser
 
-import ndkd.data  # so that a config can say DigitsDataModule  # noqa: F401
+import ndkd.data  # so that a config can say DigitsDataModule
 from ndkd.errors import NdkdError
 from ndkd.parser_errors import one_line
+
+DATA_MODULES = [name for name in vars(ndkd.data) if name.endswith("DataModule")]
 
 
 def configured(config: dict[str, Any]) -> L.LightningDataModule:
@@ -21,4 +23,4 @@ def configured(config: dict[str, Any]) -> L.LightningDataModule:
     try:
         return parser.instantiate(parser.parse_object({"data": config})).data
     except ArgumentError as error:
-        raise NdkdError(one_line(str(error), {})) from error
+        raise NdkdError(one_line(str(error), {"data": DATA_MODULES})) from error
