@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
 from ndkd.errors import NdkdError
 
@@ -28,35 +28,30 @@ def find_images(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dic
     Raises:
         NdkdError: a missing split, classes that differ between splits, a class without images.
     """
-    classes = {split: _class_folders(root / split) for split in splits}
-    files = {split: _images(root / split, classes[split]) for split in splits}
+    found = {split: _read(root / split) for split in splits}
+    classes = {split: names for split, (names, _) in found.items()}
     first, *others = splits
     for split in others:
         pairs = (first, split), (split, first)
         alone = {one: [name for name in classes[one] if name not in classes[other]] for one, other in pairs}
         if any(alone.values()):
-            found = "; ".join(f"only in {one}: {', '.join(names[:5])}" for one, names in alone.items() if names)
-            raise NdkdError(f"{root}: {first} and {split} have different classes; {found}")
-    return tuple(classes[first]), files
+            where = "; ".join(f"only in {one}: {', '.join(names[:5])}" for one, names in alone.items() if names)
+            raise NdkdError(f"{root}: {first} and {split} have different classes; {where}")
+    return tuple(classes[first]), {split: files for split, (_, files) in found.items()}
 
 
-def _class_folders(split: Path) -> list[str]:
-    if not split.is_dir():
-        raise NdkdError(f"there is no folder {split}: wanted {split}/CLASS/IMAGE.jpg (or .png, …)")
-    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
-    if not names:
-        raise NdkdError(f"{split} holds no class folder: wanted {split}/CLASS/IMAGE.jpg (or .png, …)")
-    return names
-
-
-def _images(split: Path, classes: list[str]) -> ImageFiles:
-    numbers = {name: number for number, name in enumerate(classes)}
-    files = make_dataset(str(split), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    paths, target = np.array([os.fsencode(path) for path, _ in files]), np.array([k for _, k in files], np.int64)
-    empty = np.bincount(target, minlength=len(classes)) == 0
+def _read(split: Path) -> tuple[list[str], ImageFiles]:
+    try:
+        found = ImageFolder(split, allow_empty=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = f"{split} holds no class folder" if split.is_dir() else f"there is no folder {split}"
+        raise NdkdError(f"{what}: wanted {split}/CLASS/IMAGE.jpg (or .png, …)") from error
+    paths, target = np.array([os.fsencode(path) for path, _ in found.samples]), np.array(found.targets, np.int64)
+    empty = np.bincount(target, minlength=len(found.classes)) == 0
     if empty.any():
-        raise NdkdError(f"class folder {split / classes[empty.argmax()]} holds no image ({', '.join(IMG_EXTENSIONS)})")
-    return ImageFiles(paths, target)
+        folder = split / found.classes[empty.argmax()]
+        raise NdkdError(f"class folder {folder} holds no image ({', '.join(IMG_EXTENSIONS)})")
+    return found.classes, ImageFiles(paths, target)
 
 
 @contextmanager
