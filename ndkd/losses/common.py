@@ -8,11 +8,12 @@ from torch import Tensor
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise ``ValueError`` unless the tensors are floating point, two-dimensional and of one shape."""
+    """Raise ``ValueError`` unless the tensors are floating point, two-dimensional and, where several, of one shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
         got = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"wanted tensors of one shape (N, D), got {got}")
+        wanted = "tensors of one shape" if len(shapes) > 1 else "a tensor"
+        raise ValueError(f"wanted {wanted} (N, D), got {got}")
     for name, tensor in tensors.items():
         check_floating(name, tensor)
 

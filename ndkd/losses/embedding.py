@@ -4,15 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import (
-    check_class_means,
-    check_floating,
-    check_same_shape,
-    check_target,
-    in_float32,
-    target_means,
-    unit_vectors,
-)
+from ndkd.losses.common import check_class_means, check_same_shape, check_target, in_float32, target_means, unit_vectors
 
 
 def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
@@ -103,8 +95,6 @@ class L2Loss(nn.Module):
 
 
 def _check_against_means(student_embedding: Tensor, class_means: Tensor, target: Tensor) -> None:
-    if student_embedding.ndim != 2:
-        raise ValueError(f"wanted student_embedding (N, D), got {tuple(student_embedding.shape)}")
-    check_floating("student_embedding", student_embedding)
+    check_same_shape(student_embedding=student_embedding)
     check_class_means(class_means, student_embedding.shape[1])
     check_target(target, len(student_embedding), len(class_means))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ndkd.losses.common import check_floating
+from ndkd.losses.common import check_same_shape
 
 
 def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
@@ -20,9 +20,7 @@ def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
     Raises:
         ValueError: an embedding that is not a floating point (N, D).
     """
-    if student_embedding.ndim != 2:
-        raise ValueError(f"wanted student_embedding (N, D), got {tuple(student_embedding.shape)}")
-    check_floating("student_embedding", student_embedding)
+    check_same_shape(student_embedding=student_embedding)
     norm = torch.linalg.vector_norm(student_embedding.float(), dim=1)
     return (norm - (norm.detach() + step)).square().mean()
 

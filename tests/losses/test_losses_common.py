@@ -194,7 +194,7 @@ def test_shapes_that_differ_or_are_not_two_dimensional(rejected, loss_class, stu
 @pytest.mark.parametrize("loss_class", [CosineLoss, InfoNCELoss])
 def test_embedding_that_is_not_two_dimensional(rejected, loss_class, shape):
     given = {"student.projected": torch.zeros(shape)}
-    rejected(loss_class(), given, f"wanted student_embedding (N, D), got {shape}")
+    rejected(loss_class(), given, f"wanted a tensor (N, D), got student_embedding {shape}")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])

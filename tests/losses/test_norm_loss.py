@@ -29,4 +29,6 @@ def test_no_gradient_at_the_origin(value_and_grad):
 
 @pytest.mark.parametrize("shape", [(6,), (6, 4, 1, 1)])
 def test_wrong_shape(rejected, shape):
-    rejected(SIFNLoss(), {"student.embedding": torch.zeros(shape)}, f"wanted student_embedding (N, D), got {shape}")
+    rejected(
+        SIFNLoss(), {"student.embedding": torch.zeros(shape)}, f"wanted a tensor (N, D), got student_embedding {shape}"
+    )
