@@ -24,15 +24,10 @@ from tqdm import tqdm
 
 import ndkd.detection  # so that a config can say DetectionDistillationModule
 import ndkd.losses  # and NDLoss  # noqa: F401
-from ndkd.callbacks import (
-    AtomicCheckpoints,
-    ClassMeans,
-    DetectionPictures,
-    FeatureStatistics,
-    RunRecorder,
-    checkpoint_callbacks,
-    in_order,
-)
+from ndkd.callbacks.class_means import ClassMeans
+from ndkd.callbacks.detection_pictures import DetectionPictures
+from ndkd.callbacks.feature_statistics import FeatureStatistics
+from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoint_callbacks, in_order
 from ndkd.cli import values_of
 from ndkd.data.configured import DATA_MODULES
 from ndkd.distillation import DistillationModule

@@ -184,8 +184,7 @@ def find_classifier(model: nn.Module) -> list[str]:
     if detector := [name for name in linears if name.startswith("roi_heads.box_predictor.")]:
         return detector
     for head in HEADS:
-        below = [name for name in linears if name == head or name.startswith(f"{head}.")]
-        if below:
+        if below := [name for name in linears if name == head or name.startswith(f"{head}.")]:
             return below[-1:]
     if len(linears) == 1:
         return linears
