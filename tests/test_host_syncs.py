@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ndkd.data.in_memory import InMemoryLoader
+from ndkd.data.order import ShardedOrder
 from ndkd.distillation import LossTerm
 from ndkd.losses import (
     CosineLoss,
@@ -136,7 +137,7 @@ def test_a_wait_would_be_noticed(steps, sync):
 
 def test_a_batch_is_cut_without_waiting():
     images, target = np.zeros((20, 6, 6, 3), np.uint8), np.arange(20) % 10
-    loader = InMemoryLoader(images, target, batch_size=8, shuffle=True, pad=1, flip=True, device="meta")
+    loader = InMemoryLoader(images, target, 8, ShardedOrder(20, True, 0, 0, 1), pad=1, flip=True, device="meta")
     with NoHostSyncs(), NoNewTensors():
         batches = list(loader)
     assert [tuple(images.shape) for images, _ in batches] == [(8, 3, 6, 6), (8, 3, 6, 6), (4, 3, 6, 6)]

@@ -4,7 +4,7 @@ import lightning.pytorch as L
 import numpy as np
 
 from ndkd.data.in_memory import InMemoryLoader
-from ndkd.seeds import run_seed
+from ndkd.data.loading import sharded
 
 TAPS = ["layer1", "layer2", "layer3", "avgpool"]  # of the models that are trained on them
 
@@ -25,10 +25,8 @@ class TinyData(L.LightningDataModule):
         )
         self.train_target, self.val_target = (np.arange(n) % num_classes for n in (size, val_size))
 
-    def loader(self, images, target, **options):
-        if self.trainer:
-            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return InMemoryLoader(images, target, self.batch_size, seed=run_seed(), **options)
+    def loader(self, images, target, shuffle=False, pad=0):
+        return InMemoryLoader(images, target, self.batch_size, sharded(self, len(target), shuffle), pad)
 
     def train_dataloader(self):
         return self.loader(self.train_images, self.train_target, shuffle=True, pad=self.pad)

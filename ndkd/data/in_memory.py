@@ -22,12 +22,10 @@ class InMemoryLoader:
         images: uint8 (N, h, w, c).
         target: class indices (N,).
         batch_size: per rank.
-        shuffle: a new order every epoch (training), or the given one.
+        order: which of them this rank sees; with the epoch, its seed and rank decide the augmentation, whatever the
+            device.
         pad: random crop after padding by this many black pixels on each side; 0 for none.
         flip: random horizontal flip.
-        seed: with epoch and rank, decides order and augmentation, whatever the device.
-        rank: this process.
-        world_size: number of processes that share the images.
         device: where the batches are wanted.
     """
 
@@ -38,17 +36,14 @@ class InMemoryLoader:
         images: np.ndarray,
         target: np.ndarray,
         batch_size: int,
-        shuffle: bool = False,
+        order: ShardedOrder,
         pad: int = 0,
         flip: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         device: torch.device | str = "cpu",
     ):
         self.images, self.target = images, target.astype(np.int64)
         self.batch_size, self.pad, self.flip, self.device = batch_size, pad, flip, torch.device(device)
-        self.sampler = ShardedOrder(len(images), shuffle, seed, rank, world_size)  # the trainer sets its epoch
+        self.sampler = order  # the trainer sets its epoch
         padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
         cut = CutOnCPU if self.device.type == "cpu" else partial(CutOnDevice, device=self.device)
         self._cut = cut(padded, self.target, images.shape[1:3])

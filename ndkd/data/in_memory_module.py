@@ -4,9 +4,9 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from ndkd.data.in_memory import InMemoryLoader
+from ndkd.data.loading import sharded
 from ndkd.data.module import DataModule
 from ndkd.errors import NdkdError
-from ndkd.seeds import run_seed
 
 Part = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
 
@@ -50,11 +50,10 @@ class InMemoryDataModule(DataModule):
         self.parts = parts
 
     def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
-        options = {"shuffle": shuffle, "pad": self.pad if augment else 0, "flip": self.flip and augment}
-        if self.trainer:
-            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-            options |= {"device": self.trainer.strategy.root_device}
-        return InMemoryLoader(*self.parts[part], self.batch_size, seed=run_seed(), **options)
+        (images, target), pad, flip = self.parts[part], self.pad if augment else 0, self.flip and augment
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        order = sharded(self, len(target), shuffle)
+        return InMemoryLoader(images, target, self.batch_size, order, pad, flip, device)
 
     def _split(self, part: Part, size: int, option: str) -> tuple[Part, Part]:
         """Split ``size`` images off, stratified and the same for every seed: (the others, those)."""

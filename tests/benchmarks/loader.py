@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ndkd.data.in_memory import InMemoryLoader
+from ndkd.data.order import ShardedOrder
 
 BATCH_SIZE, PAIRS, WANTED = 128, 7, 30
 IMAGES, PIL_IMAGES = 50_000, 5_000  # an epoch of CIFAR; a tenth of it for the slow one
@@ -42,7 +43,7 @@ def images_per_second(loader: Iterable) -> float:
 def main() -> None:
     random = np.random.default_rng(0)
     images, target = random.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, IMAGES)
-    ours = InMemoryLoader(images, target, BATCH_SIZE, shuffle=True, pad=4, flip=True)
+    ours = InMemoryLoader(images, target, BATCH_SIZE, ShardedOrder(IMAGES, True, 0, 0, 1), pad=4, flip=True)
     pil_images = PILImages(images[:PIL_IMAGES], target[:PIL_IMAGES], transforms.Compose(AUGMENTATION))
     pil = DataLoader(pil_images, BATCH_SIZE, shuffle=True)
     pairs = [(images_per_second(pil), images_per_second(ours)) for _ in range(PAIRS + 1)][1:]  # the first warms up

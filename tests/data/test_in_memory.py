@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import functional as F
 
 from ndkd.data.in_memory import CutOnCPU, CutOnDevice, InMemoryLoader
+from ndkd.data.order import ShardedOrder
 from ndkd.errors import NdkdError
 
 RANDOM = np.random.default_rng(0)
@@ -15,8 +16,9 @@ IMAGES = RANDOM.integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
 TARGET = np.arange(23)
 
 
-def loader(**options):
-    return InMemoryLoader(IMAGES, TARGET, **({"batch_size": 8} | options))
+def loader(images=IMAGES, target=TARGET, batch_size=8, shuffle=False, seed=0, rank=0, world_size=1, pad=0, flip=False):
+    order = ShardedOrder(len(images), shuffle, seed, rank, world_size)
+    return InMemoryLoader(images, target, batch_size, order, pad, flip)
 
 
 def epoch(batches, number=0):
@@ -116,12 +118,12 @@ def test_ranks_share_the_images(shuffle):
 def test_more_ranks_than_images():
     message = "^8 processes cannot share 7 images: lower trainer.devices or num_nodes$"
     with pytest.raises(NdkdError, match=message):
-        InMemoryLoader(IMAGES[:7], TARGET[:7], 8, world_size=8)
+        loader(IMAGES[:7], TARGET[:7], world_size=8)
 
 
 def test_ranks_augment_differently():
-    same = InMemoryLoader(IMAGES[:1].repeat(20, 0), np.zeros(20), 20, pad=2, seed=1)
-    other = InMemoryLoader(IMAGES[:1].repeat(20, 0), np.zeros(20), 20, pad=2, seed=1, rank=1, world_size=2)
+    same = loader(IMAGES[:1].repeat(20, 0), np.zeros(20), 20, pad=2, seed=1)
+    other = loader(IMAGES[:1].repeat(20, 0), np.zeros(20), 20, pad=2, seed=1, rank=1, world_size=2)
     assert not torch.equal(epoch(same)[0][:10], epoch(other)[0])
 
 
@@ -129,8 +131,8 @@ def test_fingerprint_changes_with_images_targets_and_augmentation():
     changed = IMAGES.copy()
     changed[-1, -1, -1, -1] ^= 1
     others = [
-        InMemoryLoader(changed, TARGET, 8),
-        InMemoryLoader(IMAGES, TARGET[::-1], 8),
+        loader(changed),
+        loader(target=TARGET[::-1]),
         loader(pad=1),
         loader(flip=True),
         loader(pad=1, seed=1),
@@ -151,7 +153,7 @@ def test_cutting_where_the_images_live_gives_the_same_pixels(monkeypatch, option
 def test_images_in_another_memory_layout_are_flipped_too():
     planes = np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
     options = {"flip": True, "shuffle": True}
-    assert all(map(torch.equal, epoch(InMemoryLoader(planes, TARGET, 8, **options)), epoch(loader(**options))))
+    assert all(map(torch.equal, epoch(loader(planes, **options)), epoch(loader(**options))))
 
 
 def test_pixels_are_those_of_torchvision_at_the_same_offsets_and_flips():
