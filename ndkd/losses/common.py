@@ -47,10 +47,8 @@ def check_class_means(class_means: Tensor, width: int) -> None:
     check_floating("class_means", class_means)
     # the sum is quick to tell that all is well
     if values_are_at_hand(class_means) and not isfinite(class_means.sum(dtype=torch.float32).item()):
-        classes = (~class_means.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"wanted finite class_means, got non-finite numbers in {len(classes)}, first class {classes[0]}"
-        )
+        wrong = (~class_means.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        raise ValueError(f"wanted finite class_means, got non-finite numbers in {len(wrong)}, first class {wrong[0]}")
 
 
 def values_are_at_hand(tensor: Tensor) -> bool:
