@@ -448,12 +448,10 @@ def _on_offer(output: StepOutput) -> list[str]:
 
 def _portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:
     """Primitives from which the model is built again without any other file."""
-    statistics = {
-        name: None if value is None else [round(v, 6) for v in value.flatten().tolist()]
-        for name, value in (("mean", built.mean), ("std", built.std))
-    }
+    buffers = built.mean, built.std
+    mean, std = (None if b is None else [round(v, 6) for v in b.flatten().tolist()] for b in buffers)
     config = replace(config, checkpoint=None, pretrained=False, compile=None)
-    return asdict(replace(config, classifier=built.classifier, **statistics))
+    return asdict(replace(config, classifier=built.classifier, mean=mean, std=std))
 
 
 def _drop_teacher(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
