@@ -4,8 +4,6 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ def run_command(arguments: list[str]) -> int:
     keep_freed_memory()
     sys.argv[1:] = with_stored_config(arguments)  # other ranks are started with the same
     try:
-        with progress_bars_closed():
+        try:
             TrainingCLI(
                 DistillationModule,
                 L.LightningDataModule,
@@ -57,6 +55,9 @@ def run_command(arguments: list[str]) -> int:
                 parser_kwargs={"exit_on_error": False, arguments[0]: {"exit_on_error": False}},
                 load_from_checkpoint_support=False,
             )
+        finally:  # close the bars that an error leaves open, so that the message gets a line of its own
+            for bar in list(tqdm._instances):
+                bar.close()
     except ArgumentError as error:
         raise NdkdError(one_line(str(error), known_classes())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
@@ -86,16 +87,6 @@ def run_command(arguments: list[str]) -> int:
             print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
         return 143 if isinstance(exit, SIGTERMException) else int(exit.code or 0)
     return 0
-
-
-@contextmanager
-def progress_bars_closed() -> Iterator[None]:
-    """Close the bars that an error leaves open, so that the message gets a line of its own."""
-    try:
-        yield
-    finally:
-        for bar in list(tqdm._instances):
-            bar.close()
 
 
 class TrainingCLI(LightningCLI):
