@@ -216,10 +216,8 @@ class DistillationModule(L.LightningModule):
 
     def _extractor(self, source: ModelConfig | nn.Module, data: Any, strict: bool = False) -> FeatureExtractor:
         mean, std = getattr(data, "mean", None), getattr(data, "std", None)
-        if isinstance(source, FeatureExtractor):
-            return source
         if isinstance(source, nn.Module):
-            return FeatureExtractor(source, mean=mean, std=std)
+            return source if isinstance(source, FeatureExtractor) else FeatureExtractor(source, mean=mean, std=std)
         if self.hparams["num_classes"] is None:
             raise NdkdError("the number of classes is unknown: use a DataModule with num_classes, or give num_classes")
         return source.build(self.hparams["num_classes"], mean, std, self.hparams["class_names"], strict)
