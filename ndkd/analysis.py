@@ -12,19 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
 
-import ndkd.data  # so that a config can say DigitsDataModule
+from ndkd.data.configured import configured
 from ndkd.distillation import DistillationModule, StepOutput
 from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, ModelOutput
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.models.projector import Projector
-from ndkd.parser_errors import one_line
 from ndkd.runs import Run
 
 LABELS = {"raw_norm": "norm", "projected_norm": "norm after the projector"}
@@ -75,13 +73,7 @@ def load_data(run: str | Path) -> L.LightningDataModule:
     Raises:
         NdkdError: no such run, or data that cannot be made as its configuration says.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
-    config = {"data": yaml.safe_load(Run.existing(run).config.read_text())["data"]}
-    try:
-        return parser.instantiate_classes(parser.parse_object(config)).data
-    except ArgumentError as error:
-        raise NdkdError(one_line(str(error), {"data": ndkd.data.__all__})) from error
+    return configured(yaml.safe_load(Run.existing(run).config.read_text())["data"])
 
 
 @torch.no_grad()
