@@ -1,203 +1,167 @@
-"""``ndkd report``: did it help? One page about one run or several, from their folders alone."""
+"""``ndkd report``: one page, made from the run folders alone, that shows whether a run helped."""
 
 import base64
 import os
-import shutil
-import tempfile
-from dataclasses import dataclass
+import zipfile
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
+import jinja2
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import torch
 import yaml
-from jinja2 import Environment, PackageLoader
-from sklearn.metrics import confusion_matrix
 from torchmetrics.functional.classification import binary_calibration_error
 
-from ndkd import figures
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, some
 from ndkd.models.checkpoint import read_checkpoint
+from ndkd.report_figures import COLOURS, figures
 from ndkd.runs import Run, check_folder
 
-BINS = 15  # of the calibration error
-PAIRS = 10  # of confused classes
-MARK = "made by ndkd report"
-
-
-@dataclass
-class Seen:
-    """What the page shows of a run; ``predictions`` is empty where none were kept, as for detectors."""
-
-    name: str
-    run: Run
-    status: dict[str, Any]
-    metrics: pd.DataFrame
-    predictions: dict[str, np.ndarray]
-    features: dict[int, dict[str, np.ndarray]]
-    class_names: list[str]
-
-    @property
-    def correct(self) -> np.ndarray:
-        """Whether each evaluation image was predicted right (N,)."""
-        return self.predictions["prediction"] == self.predictions["target"]
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Images by their class and the predicted one (C, C)."""
-        labels = range(len(self.class_names))
-        return confusion_matrix(self.predictions["target"], self.predictions["prediction"], labels=labels)
-
-    def calibration_error(self) -> float:
-        """Expected calibration error in percent: the mean gap between confidence and accuracy."""
-        confidence = torch.from_numpy(self.predictions["confidence"].astype(np.float32)).clamp(0, 1)
-        return 100 * binary_calibration_error(confidence, torch.from_numpy(self.correct).int(), BINS).item()
-
-    @property
-    def headline(self) -> str:
-        """The metric by which the best epoch was chosen."""
-        return self.status.get("headline", "acc1")
-
-    @property
-    def metric(self) -> str:
-        """What the results are: of test images where there were any, else of validation images."""
-        return f"{'test' if self.status.get('results') else 'val'}/{self.headline}"
-
-    @property
-    def results(self) -> dict[str, tuple[float, int]]:
-        """Metric × 100 and epoch of ``last`` and ``best``."""
-        values = self.status.get("results") or self.run.validation_results(self.metric)
-        return {name: (100 * found[self.metric], found["epoch"]) for name, found in values.items()}
+MARK = '<meta name="generator" content="ndkd report">'  # by which a report is told from other folders
 
 
 def report(runs: list[Path], out: Path | None = None) -> None:
-    """Write ``index.html``, which needs nothing beside it, and its pictures.
+    """Write ``index.html``, which needs no other file, and its pictures as PNG files.
 
     Args:
-        runs: run folders; the first is the baseline.
-        out: the page's folder; by default ``report`` in the run or in the runs' common folder.
+        runs: run folders, the first is what the others are compared with.
+        out: the folder; by default ``report`` in the run's folder, of several runs in the one that they lie in.
 
     Raises:
-        NdkdError: no run folder, one named twice, one without a finished epoch, a folder that holds something else.
+        NdkdError: a folder that is no run, is named twice, has no finished epoch or is damaged; a place that cannot
+            be written to or holds something else.
     """
     folders = [path.resolve() for path in runs]
     if twice := [str(path) for path, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
-        raise NdkdError(f"run {twice[0]} is named twice: name each once")
+        raise NdkdError(f"{some(twice)} are one run folder; name each run once")
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    seen = [
-        read(Run.existing(path), str(folder.relative_to(common))) for path, folder in zip(runs, folders, strict=True)
-    ]
-    out = out or (runs[0] if len(runs) == 1 else common) / "report"
-    check_folder(out, "--out DIR")
-    page = out / "index.html"
-    if out.exists() and any(out.iterdir()) and not (page.is_file() and MARK in page.read_text()):
-        raise NdkdError(f"folder {out} holds something else than a report: choose another with --out DIR")
+    given = zip(runs, folders, cycle(COLOURS), strict=False)
+    shown = [ShownRun(path, str(folder.relative_to(common)), colour) for path, folder, colour in given]
+    for run in shown[1:]:
+        run.compare(shown[0])
+    out = (out or (folders[0] if len(runs) == 1 else common) / "report").resolve()
+    check_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-        whole = Path(beside, "whole")  # or nothing
-        whole.mkdir()
-        alike = [one for one in seen[1:] if same_images(seen[0], one)]
-        drawn = {
-            "curves": figures.curves(seen),
-            "classes": figures.classes(seen[0], alike),
-            "calibration": figures.calibration(seen),
-            "norms": figures.norms(seen),
-            "angles": figures.angles(seen),
-        }
-        pictures = {name: whole / f"{name}.png" for name, figure in drawn.items() if figure is not None}
-        for name, file in pictures.items():
-            drawn[name].savefig(file, dpi=120)
-        template = Environment(loader=PackageLoader("ndkd"), autoescape=True, trim_blocks=True).get_template(
-            "report.html"
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        new = Path(folder) / "new"
+        new.mkdir()
+        with matplotlib.style.context(Path(__file__).parent / "templates" / "report.mplstyle"):
+            for name, figure in figures(shown):
+                figure.savefig(new / f"{name}.png")
+        for k, run in enumerate(shown):
+            if run.picture:
+                (new / f"detections-{k}.png").write_bytes(run.picture.read_bytes())
+        pictures = {file.stem: base64.b64encode(file.read_bytes()).decode() for file in new.iterdir()}
+        templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("ndkd"), extensions=["jinja2.ext.do"], autoescape=True
         )
-        text = template.render(
-            mark=MARK,
-            metric=f"{'test' if seen[0].status.get('results') else 'val'}/{seen[0].headline}",
-            rows=[row(one, seen[0]) for one in seen],
-            findings=[finding(seen[0], one) for one in seen[1:]],
-            other_images=[one.name for one in seen[1:] if one.predictions and one not in alike],
-            confused={one.name: confused(seen[0], one) for one in alike},
-            without_angle=[one.name for one in seen if one.features and "angle" not in max(one.features.items())[1]],
-            pictures={name: encoded(file) for name, file in pictures.items()},
-            detections={
-                one.name: encoded(files[-1]) for one in seen if (files := sorted(one.run.path.glob("pictures/*.png")))
-            },
-        )
-        (whole / page.name).write_text(text)
-        shutil.rmtree(out, ignore_errors=True)
-        whole.rename(out)
-    print(f"report: {page}")
+        page = templates.get_template("report.html").render(mark=MARK, runs=shown, baseline=shown[0], pictures=pictures)
+        (new / "index.html").write_text(page, encoding="utf-8")
+        if out.exists():
+            out.rename(Path(folder) / "old")
+        new.rename(out)
+    print(f"report: {out / 'index.html'}")
 
 
-def read(run: Run, name: str) -> Seen:
-    """What a run's folder holds.
+def check_place(out: Path) -> None:
+    """Raise ``NdkdError`` if the folder cannot be made, or holds something that is no report of ours."""
+    check_folder(out.parent, "--out DIR")
+    page, files = out / "index.html", list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
+    is_ours = page in files and MARK in page.read_text(errors="replace")
+    if other := [file.name for file in files if not (is_ours and (file == page or file.suffix == ".png"))]:
+        raise NdkdError(f"{out} holds what is no report: {some(other)}; choose another folder with --out DIR")
+
+
+class ShownRun:
+    """What the page shows of one run.
+
+    Args:
+        path: its folder.
+        name: what it is called.
+        colour: of its lines.
 
     Raises:
-        NdkdError: there is no finished epoch.
+        NdkdError: no run folder, no finished epoch, or files that cannot be read.
     """
-    metrics = pd.DataFrame(run.metrics()).apply(pd.to_numeric)
-    if metrics.empty:
-        raise NdkdError(f"run {run.path} has no finished epoch yet: there is nothing to report")
-    epochs = {kind: run.epochs(kind) for kind in ("predictions", "features")}
-    predictions = run.read_epoch("predictions", epochs["predictions"][-1]) if epochs["predictions"] else {}
-    features = {epoch: run.read_epoch("features", epoch) for epoch in epochs["features"]}
-    stored = read_checkpoint(run.checkpoint("last"))["hyper_parameters"]
-    number = stored.get("num_classes") or 1 + max((int(of.max()) for of in predictions.values()), default=0)
-    return Seen(
-        name, run, run.status(), metrics, predictions, features, stored.get("class_names") or [*map(str, range(number))]
-    )
+
+    def __init__(self, path: Path, name: str, colour: str):
+        run = Run.existing(path)
+        self.name, self.colour, self.picture = name, colour, run.last_picture()
+        try:
+            self.status, self.config = run.status(), yaml.safe_load(run.config.read_text())
+            self.metrics = pd.DataFrame(run.metrics()).replace("", np.nan).astype(float)
+            self.features = {epoch: run.read_epoch("features", epoch) for epoch in run.epochs("features")}
+            epochs = run.epochs("predictions")
+            self.predictions = pd.DataFrame(run.read_epoch("predictions", epochs[-1]) if epochs else {})
+        except (ValueError, zipfile.BadZipFile, yaml.YAMLError) as error:
+            raise NdkdError(f"run {path} is damaged: {error}; leave it out") from error
+        self.state, self.headline = self.status.get("state", "unknown"), self.status.get("headline", "acc1")
+        if self.metrics.empty:
+            why = self.status.get("error") or f"its state is {self.state}"
+            raise NdkdError(f"run {path} has no finished epoch to show ({why}); train it first")
+        self.metrics = self.metrics.set_index("epoch").join(quantiles_over_epochs(self.features))
+        checkpoint = read_checkpoint(run.checkpoint("last")) if run.is_used else {}
+        self.class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
+        results = {"test": self.status.get("results"), "val": run.validation_results(f"val/{self.headline}")}
+        self.results = {images: epochs for images, epochs in results.items() if epochs}
+        self.images = len(self.predictions)
+        self.is_comparable = False  # image by image
+        if self.images:
+            self.predictions["right"] = self.predictions["target"] == self.predictions["prediction"]
+            self.per_class = 100 * self.predictions.groupby("target")["right"].mean()
+            self.calibration_error = calibration_error(self.predictions)
+
+    def compare(self, baseline: "ShownRun") -> None:
+        """Find what can be compared with another run, and on which images both have a result."""
+        have_both = [images for images in self.results if images in baseline.results]
+        is_fair = self.state == baseline.state == "finished" and self.headline == baseline.headline
+        self.common = have_both[0] if have_both and is_fair else None
+        if self.images and baseline.images:
+            self.is_comparable = np.array_equal(self.predictions["target"], baseline.predictions["target"])
+        if self.is_comparable:
+            self.class_change = self.per_class - baseline.per_class
+            self.confusions = confusion_changes(baseline.predictions, self.predictions)
+
+    def accuracy(self, images: str, epoch: str) -> float:
+        """The headline metric in percent on the ``test`` or ``val`` images, of the ``last`` or ``best`` epoch."""
+        return 100 * self.results[images][epoch][f"{images}/{self.headline}"]
+
+    def class_name(self, number: int) -> str:
+        return str(self.class_names[number] if self.class_names else number)
 
 
-def same_images(one: Seen, other: Seen) -> bool:
-    """Whether both were evaluated on the same images, as far as their classes tell."""
-    there = one.predictions and other.predictions
-    return bool(there) and np.array_equal(one.predictions["target"], other.predictions["target"])
+def calibration_error(predictions: pd.DataFrame) -> float:
+    """ECE in percent: the distance of confidence from accuracy, in 15 bins of confidence."""
+    confidence, right = (torch.tensor(predictions[name].to_numpy()) for name in ("confidence", "right"))
+    return 100 * binary_calibration_error(confidence.float(), right.int(), n_bins=15).item()
 
 
-def row(one: Seen, baseline: Seen) -> dict[str, Any]:
-    """A row of the page's table."""
-    status = one.status
-    return {
-        "name": one.name,
-        "state": status.get("state", "unknown"),
-        "error": status.get("error"),
-        "epochs": len(one.metrics),
-        "metric": one.metric,
-        **one.results,
-        "gain": one.results["last"][0] - baseline.results["last"][0] if comparable(baseline, one) else None,
-        "ece": one.calibration_error() if one.predictions else None,
-        "parameters": status.get("parameters"),
-        "minutes": one.metrics.get("time/seconds", pd.Series([np.nan])).iloc[-1] / 60,
-        "seed": yaml.safe_load(one.run.config.read_text()).get("seed_everything"),
-        "commit": (status.get("git_commit") or "")[:9],
-    }
+def confusion_changes(before: pd.DataFrame, after: pd.DataFrame, most: int = 10) -> pd.DataFrame:
+    """The mistakes, target and prediction, whose number changed most."""
+    wrong = [images[~images["right"]].value_counts(["target", "prediction"]) for images in (before, after)]
+    pairs = pd.concat(wrong, axis=1, keys=["before", "after"]).fillna(0).astype(int).sort_index()
+    pairs["change"] = pairs["after"] - pairs["before"]
+    changed = pairs[pairs["change"] != 0].sort_values("change", key=abs, ascending=False, kind="stable")
+    return changed.head(most).reset_index()
 
 
-def comparable(baseline: Seen, one: Seen) -> bool:
-    """Whether both have a result of one kind."""
-    return one is not baseline and one.metric == baseline.metric and bool(one.results and baseline.results)
+def quantiles_over_epochs(features: dict[int, dict[str, np.ndarray]]) -> pd.DataFrame:
+    """Per epoch the median of each stored histogram, as ``angle``, and its ``angle_q05`` and ``angle_q95``."""
+    table = pd.DataFrame(index=list(features))
+    for epoch, arrays in features.items():
+        for kind in arrays.keys() - {"norm_edges", "angle_edges"}:
+            edges = arrays["angle_edges" if kind == "angle" else "norm_edges"]
+            table.loc[epoch, [f"{kind}_q05", kind, f"{kind}_q95"]] = quantiles(arrays[kind], edges)
+    return table
 
 
-def finding(baseline: Seen, one: Seen) -> str:
-    """Whether a run is ahead of the baseline, in a sentence."""
-    if not comparable(baseline, one):
-        return f"{one.name} has no result to hold against {baseline.name}."
-    own, other = one.results["last"][0], baseline.results["last"][0]
-    ahead = "points ahead of" if own > other else "points behind" if own < other else "points from"
-    return f"{one.name} is {abs(own - other):.2f} {ahead} {baseline.name}: {own:.2f} and {other:.2f}."
+def quantiles(counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The 5, 50 and 95 % quantiles of a histogram, its values spread evenly over each bin.
 
-
-def confused(baseline: Seen, one: Seen) -> list[tuple[str, str, int, int]]:
-    """The pairs (class, predicted class, times in the baseline, times in the run) that changed most."""
-    before, now = baseline.counts, one.counts
-    change = np.abs(now - before)
-    np.fill_diagonal(change, 0)
-    most = np.argsort(-change, axis=None, kind="stable")[:PAIRS]
-    pairs = [(k, p) for k, p in zip(*np.unravel_index(most, change.shape), strict=True) if change[k, p]]
-    return [(one.class_names[k], one.class_names[p], int(before[k, p]), int(now[k, p])) for k, p in pairs]
-
-
-def encoded(picture: Path) -> str:
-    """A PNG as an HTML address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    >>> quantiles(np.array([0, 10, 0]), np.array([0, 1, 2, 3])).round(2).tolist()
+    [1.05, 1.5, 1.95]
+    """
+    return np.interp([0.05, 0.5, 0.95], np.append(0, counts.cumsum()) / counts.sum(), edges)

@@ -113,9 +113,9 @@ class Run:
         rows = [{"epoch": int(row["epoch"]), metric: float(row[metric])} for row in self.metrics() if row.get(metric)]
         return {"last": rows[-1], "best": max(rows, key=lambda row: row[metric])} if rows else {}
 
-    def pictures(self) -> list[Path]:
-        """The pictures of a detector's epochs, in their order."""
-        return sorted(self.path.glob("pictures/[0-9]*.png"))
+    def last_picture(self) -> Path | None:
+        """The newest of a detector's pictures."""
+        return max((self.path / "pictures").glob("[0-9]*.png"), default=None)
 
     def write_epoch(self, kind: str, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """Keep one epoch's ``predictions`` or ``features``."""

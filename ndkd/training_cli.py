@@ -66,6 +66,8 @@ def run_command(arguments: list[str]) -> int:
         cause = error  # the parser lists all that an entry might have been, once for each level
         while isinstance(cause, ValueError) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, ModuleNotFoundError):  # of a logger, for example
+            raise NdkdError(str(cause)) from error
         if isinstance(cause, NdkdError):
             raise cause from error
         raise

@@ -47,11 +47,11 @@ FLOORS = {
         {*BASE, "ndkd.models", "ndkd.losses", "ndkd.runs"},
         {"torch", "numpy", "pandas", "sklearn", "matplotlib", "torchmetrics"},
     ),
-    "ndkd.figures": (set(), {"numpy", "matplotlib", "sklearn"}),
     "ndkd.report": (
-        {*BASE, "ndkd.figures", "ndkd.models", "ndkd.runs"},
-        {"torch", "numpy", "pandas", "sklearn", "torchmetrics", "jinja2", "yaml"},
+        {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},
+        {"torch", "numpy", "pandas", "yaml", "torchmetrics", "jinja2", "matplotlib"},
     ),
+    "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
         {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},

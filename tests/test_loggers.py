@@ -10,6 +10,7 @@ import pytest
 import wandb
 import yaml
 from command import REPOSITORY, SHORT, ndkd
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.wandb_agent import Agent
 
@@ -22,6 +23,7 @@ trainer:
   logger:
     - {class_path: ndkd.loggers.WandbLogger, init_args: {tags: [KD++, shorter], log_model: true}}
     - {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: .}}
+    - {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: ., name: board}}
 """
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml", "--config", "loggers.yaml", *SHORT, "--run_dir", "watched"]
 KDPP += ["--trainer.accumulate_grad_batches=2"]
@@ -80,6 +82,30 @@ def test_every_panel_has_a_group(watched):
     assert "features/angle/values" in logged  # a histogram
     angles = {row["epoch"]: row["features/angle_mean"] for row in rows if "features/angle_mean" in row}
     assert angles == pytest.approx({k: float(row["features/angle_mean"]) for k, row in enumerate(run.metrics())})
+
+
+def test_tensorboard_has_what_metrics_csv_has(watched):
+    run, _ = watched
+    found = {}
+    for file in sorted(run.path.rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file)).Reload()
+        found |= {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    last = run.metrics()[-1]
+    assert {tag: found[tag] for tag in last.keys() - {"step"}} == pytest.approx(
+        {tag: float(value) for tag, value in last.items() if tag != "step"}, rel=1e-5
+    )
+    assert {"features/angle_mean", "features/longer_than_teacher", "test/best_acc1"} <= found.keys()
+
+
+def test_a_logger_whose_package_is_missing(workplace, monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'tensorboard'")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger.__init__", missing)
+    overlay = ["--config", "configs/loggers/tensorboard.yaml", "--run_dir", "unseen"]
+    status, _, err = ndkd("fit", "--config", "configs/digits/student.yaml", *overlay)
+    assert (status, err) == (2, "ndkd: No module named 'tensorboard'\n")
+    assert not Path("unseen").exists()
 
 
 def test_a_continued_run_is_the_same_run(watched):

@@ -1,236 +1,344 @@
-"""The report of runs: numbers against plain NumPy, a page that needs nothing else, and mistakes."""
+"""The page of ``ndkd report``, from small run folders written as training writes them."""
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from command import ndkd
+from matplotlib.figure import Figure
 from PIL import Image
 
-from ndkd import figures, report
-from ndkd.callbacks.feature_statistics import ANGLE_EDGES, NORM_EDGES
-from ndkd.runs import Run, write_atomically
+from ndkd.report import ShownRun, calibration_error, confusion_changes, quantiles_over_epochs, report
+from ndkd.report_figures import classes
+from ndkd.runs import Run
 
-NAMES = ["<cat>", "dog", "owl"]
-
-
-def write_run(path, seed=0, epochs=2, classes=3, angle=True, targets=0, state="finished", **status):
-    """A run's folder with random content."""
-    random, run = np.random.default_rng(seed), Run(path)
-    run.start(f"seed_everything: {seed}", 0)
-    names = NAMES if classes == 3 else None
-    target = np.random.default_rng(targets).permutation(np.arange(20 * classes) % classes).astype(np.int32)
-    for epoch in range(epochs):
-        values = {"train/loss": 2 - 0.1 * epoch, "val/acc1": 0.5 + 0.1 * epoch, "val/cross_entropy": 1.5}
-        run.add_metrics({"epoch": epoch, "step": epoch, **values, "time/seconds": 60 * (epoch + 1)})
-        wrong = random.random(len(target)) < 0.4
-        prediction = np.where(wrong, random.integers(0, classes, len(target)), target).astype(np.int32)
-        confidence = random.uniform(0.4, 1, len(target)).astype(np.float16)
-        run.write_epoch("predictions", epoch, {"target": target, "prediction": prediction, "confidence": confidence})
-        norms = {name: np.histogram(random.lognormal(1, 0.2, 60), NORM_EDGES)[0] for name in ("student_norm",)}
-        if angle:
-            norms["teacher_norm"] = norms["student_norm"][::-1]
-            norms["angle"] = np.histogram(random.normal(60, 9, 60), ANGLE_EDGES)[0]
-        run.write_epoch("features", epoch, {"norm_edges": NORM_EDGES, "angle_edges": ANGLE_EDGES, **norms})
-    stored = {"hyper_parameters": {"class_names": names, "num_classes": classes}}
-    write_atomically(run.checkpoint("last"), lambda file: torch.save(stored, file))
-    results = {name: {"epoch": epochs - 1, "test/acc1": 0.6 + 0.05 * seed} for name in ("last", "best")}
-    status = {"results": results, "headline": "acc1", "parameters": 1234} | status
-    run.update_status(state=state, **status)
-    return run
+NORM_EDGES, ANGLE_EDGES = np.geomspace(1e-2, 1e4, 241), np.linspace(0, 180, 181)
+TAUGHT = ("student_norm", "projected_norm", "teacher_norm", "angle")
+VOID = {"meta", "img", "br"}
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Two runs, the first without a teacher, in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    return write_run("runs/student", angle=False), write_run("runs/kd++", seed=1, git_commit="abcdef0123456789")
+def make_run(tmp_path):
+    """Write a run folder of random predictions and histograms."""
+
+    def make(
+        name,
+        epochs=3,
+        classes=4,
+        images=40,
+        seed=0,
+        accuracy=0.7,
+        kinds=("student_norm",),
+        class_names=None,
+        target=None,
+        results=True,
+        **status,
+    ):
+        rng, run = np.random.default_rng(seed), Run(tmp_path / name)
+        run.start(f"seed_everything: {seed}\n", 0)
+        target = np.arange(images) % classes if target is None else target
+        for epoch in range(epochs):
+            wrong = rng.random(len(target)) > accuracy
+            prediction = np.where(wrong, rng.integers(0, classes, len(target)), target)
+            confidence = rng.uniform(1 / classes, 1, len(target))
+            arrays = {"target": target, "prediction": prediction}
+            arrays = {key: value.astype(np.int32) for key, value in arrays.items()}
+            run.write_epoch("predictions", epoch, {**arrays, "confidence": confidence.astype(np.float16)})
+            features = {"norm_edges": NORM_EDGES, "angle_edges": ANGLE_EDGES}
+            for kind in kinds:
+                edges = ANGLE_EDGES if kind == "angle" else NORM_EDGES
+                features[kind] = np.histogram(rng.normal(40, 5, len(target)), edges)[0]
+            run.write_epoch("features", epoch, features)
+            measured = {"val/acc1": (prediction == target).mean(), "val/cross_entropy": 2 / (epoch + 1)}
+            run.add_metrics({"epoch": epoch, "step": 10 * epoch, **measured, "train/loss": 1 / (epoch + 1)})
+        run.checkpoints.mkdir(exist_ok=True)
+        torch.save({"hyper_parameters": {"class_names": class_names}}, run.checkpoint("last"))
+        last = {"epoch": epochs - 1, "test/acc1": accuracy, "test/cross_entropy": 0.5}
+        found = (
+            {"results": {"last": last, "best": {**last, "epoch": 0, "test/acc1": accuracy + 0.01}}} if results else {}
+        )
+        finished = {"state": "finished", "headline": "acc1", "parameters": 78042, "seconds": 3723.4, **found}
+        run.update_status(**{**finished, "git_commit": "0123456789abcdef-dirty", **status})
+        return run
+
+    return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The pictures are a pixel each: drawing is what takes time."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("RGB", (1, 1)).save(file))
 
 
 class Page(HTMLParser):
-    """What a page refers to, its text and its headings."""
+    """Its text, the addresses it names, and whether every element ends."""
 
-    def __init__(self, file):
+    def __init__(self, page):
         super().__init__()
-        self.addresses, self.text, self.open = [], "", []
-        self.feed(Path(file).read_text())
+        self.open, self.text, self.addresses, self.tags = [], "", [], set()
+        self.feed(page.read_text(encoding="utf-8"))
+        assert not self.open
+        self.text = " ".join(self.text.split())
 
-    def handle_starttag(self, tag, attrs):
-        self.open = tag
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        self.open += [tag] if tag not in VOID else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open != "style":
-            self.text += f" {' '.join(data.split())}"
+        self.text += data if not self.open or self.open[-1] != "style" else ""
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
+def page_of(*runs, out):
+    report([run.path for run in runs], out)
+    return Page(out / "index.html")
 
 
-def test_page_of_two_runs(runs):
-    status, out, err = ndkd("report", "runs/student", "runs/kd++")
-    assert status == 0, err
-    assert out == "report: runs/report/index.html\n" or out.endswith("/runs/report/index.html\n")
-    names = {"curves", "classes", "calibration", "norms", "angles"}
-    files = {file.name for file in Path("runs/report").iterdir()}
-    assert files == {"index.html", *(f"{name}.png" for name in names)}
-    page = Page("runs/report/index.html")
-    assert len(page.addresses) == 5
+def files_under(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def shown(run):
+    return ShownRun(run.path, run.path.name, "#000000")
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_says_what_was_found_and_needs_no_other_file(make_run, tmp_path):
+    base = make_run("base", accuracy=0.6, class_names=["<i>cat</i>", "dog", "$e$", "_hen"])
+    taught = make_run("kd$1$", accuracy=0.725, seed=1, kinds=TAUGHT, class_names=["<i>cat</i>", "dog", "$e$", "_hen"])
+    failed = make_run("failed", 2, seed=2, results=False, state="failed", error="<b>boom</b>")
+    status, out, err = ndkd("report", base.path, taught.path, failed.path)
+    folder = tmp_path / "report"
+    assert (status, out, err) == (0, f"report: {folder / 'index.html'}\n", "")
+    page = Page(folder / "index.html")
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert "kd++ is 5.00 points ahead of student: 65.00 and 60.00." in page.text
-    assert re.search(r"kd\+\+ +finished +2 +65.00 +65.00 \(1\) +\+5.00 +\d+\.\d +1,234 +2.0 +1 +abcdef012", page.text)
-    assert "Trained without class means, and therefore not shown: student." in page.text
-    assert "<cat>" in page.text  # the class, not a tag
+    assert not page.tags & {"script", "link", "iframe"}
+    assert not re.search(r"https?://|url\(|@import", (folder / "index.html").read_text())
+    assert len(page.addresses) == len(list(folder.glob("*.png"))) == 11
+    assert "kd$1$ is 12.50 points better than the baseline on the test images after the last epoch (72.50" in page.text
+    assert "failed did not finish, and is not judged; its state is failed: <b>boom</b>" in page.text
+    assert not page.tags & {"h4"}
+    assert "<i>cat</i> →" in page.text or "→ <i>cat</i>" in page.text
+    assert "No angle: base and failed (no loss of theirs uses the class means)." in page.text
+    assert "one seed: a difference between two runs is no proof" in page.text
+    assert "1:02:03" in page.text
+    assert "01234567" in page.text
+    assert "78,042" in page.text
 
 
-def test_page_of_one_run(runs):
-    assert ndkd("report", "runs/kd++")[1] == "report: runs/kd++/report/index.html\n"
-    page = Page("runs/kd++/report/index.html")
-    assert "Accuracy of each class after the last epoch; of many" in page.text
-    assert "Confused" not in page.text
-    assert "points ahead" not in page.text
+@pytest.mark.usefixtures("undrawn")
+def test_right_and_wrong_images_are_counted(make_run, tmp_path):
+    base, other = make_run("base", 1, seed=3), make_run("other", 1, seed=4)
+    right = [
+        np.equal(*(run.read_epoch("predictions", 0)[key] for key in ("target", "prediction"))) for run in (base, other)
+    ]
+    page = page_of(base, other, out=tmp_path / "page")
+    gained, lost = np.sum(right[1] & ~right[0]), np.sum(right[0] & ~right[1])
+    assert gained != lost
+    assert f"it has {gained} right that the baseline has wrong, and {lost} wrong that the baseline" in page.text
+    assert "is as good as the baseline on the test images" in page.text
 
 
-def test_a_failed_run_says_so_and_shows_its_validation(runs):
-    write_run("runs/broken", epochs=1, state="failed", error="loss nd <became> nan", results=None)
-    assert ndkd("report", "runs/kd++", "runs/broken", "--out", "page")[0] == 0
-    page = Page("page/index.html")
-    assert "loss nd <became> nan" in page.text
-    assert "broken has no result to hold against kd++." in page.text
-    assert re.search(r"broken +failed +1 +50.00 \(val/acc1\) +50.00 \(0\)", page.text)
+@pytest.mark.usefixtures("undrawn")
+def test_one_run_shows_its_own_classes_in_its_folder(make_run):
+    run = make_run("run", kinds=())
+    (run.path / "features").mkdir(exist_ok=True)
+    for file in (run.path / "features").iterdir():
+        file.unlink()
+    report([run.path])
+    page = Page(run.path / "report" / "index.html")
+    assert "Accuracy per class" in page.text
+    assert "Confusions" not in page.text
+    assert "Feature norm" not in page.text
+    assert "difference" not in page.text
 
 
-def test_other_evaluation_images_are_not_compared(runs):
-    write_run("runs/other", targets=1)
-    assert ndkd("report", "runs/kd++", "runs/other", "--out", "page")[0] == 0
-    text = Page("page/index.html").text
-    assert "Not compared image by image, since the evaluation images are others than those of kd++: other." in text
-    assert "Confused" not in text
+@pytest.mark.usefixtures("undrawn")
+def test_other_images_are_left_out_and_named(make_run, tmp_path):
+    base, other = make_run("base", 1), make_run("other", 1, images=36)
+    page = page_of(base, other, out=tmp_path / "page")
+    assert "other and base cannot be compared image by image: their validation images are not the same." in page.text
+    assert "Which classes" not in page.text
+    assert "Confusions that" not in page.text
+    assert not list((tmp_path / "page").glob("classes*"))
 
 
-def test_a_detector_shows_its_last_picture(runs):
-    run = Run("runs/detector")
-    run.start("seed_everything: 0", 0)
-    run.add_metrics({"epoch": 0, "step": 1, "train/loss": 1.0, "val/ap": 0.2, "time/seconds": 5})
-    stored = {"hyper_parameters": {"class_names": None, "num_classes": 6}}
-    write_atomically(run.checkpoint("last"), lambda file: torch.save(stored, file))
-    run.update_status(state="finished", results={}, headline="ap")
-    (run.path / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save(run.path / "pictures" / "0000.png")
-    assert ndkd("report", "runs/detector")[0] == 0
-    page = Page("runs/detector/report/index.html")
-    assert "Detections, detector" in page.text
-    assert re.search(r"detector +finished +1 +20.00 +20.00 \(0\)", page.text)
-    assert len(page.addresses) == 2
-    assert "Class by class" not in page.text
+@pytest.mark.usefixtures("undrawn")
+def test_results_are_compared_on_images_that_both_have(make_run, tmp_path):
+    base, other = make_run("base", 1, seed=3, results=False), make_run("other", 1, seed=4)
+    page = page_of(base, other, out=tmp_path / "page")
+    own, theirs = (100 * float(run.metrics()[0]["val/acc1"]) for run in (other, base))
+    verdict = "better" if own > theirs else "worse"
+    assert f"other is {abs(own - theirs):.2f} points {verdict} than the baseline on the validation images" in page.text
 
 
-def test_a_hundred_classes_and_many_runs(runs):
-    for seed in range(3):
-        write_run(f"runs/many{seed}", seed=seed, classes=100)
-    assert ndkd("report", *(f"runs/many{seed}" for seed in range(3)), "--out", "page")[0] == 0
-    assert "Class by class" in Page("page/index.html").text
+@pytest.mark.usefixtures("undrawn")
+def test_validation_images_that_are_the_test_images_are_noticed(make_run, tmp_path):
+    run = make_run("run", 2)
+    assert "are the test images" not in page_of(run, out=tmp_path / "page").text
+    row = run.metrics()[-1]
+    last = {"epoch": 1, "test/acc1": float(row["val/acc1"]), "test/cross_entropy": float(row["val/cross_entropy"])}
+    run.update_status(results={"last": last, "best": last})
+    assert "Of run the validation images are the test images" in page_of(run, out=tmp_path / "page").text
 
 
-def test_an_earlier_report_is_replaced(runs):
+@pytest.mark.usefixtures("undrawn")
+def test_detectors_show_their_last_picture(tmp_path):
+    run = Run(tmp_path / "detector")
+    run.start("seed_everything: 0\n", 0)
+    for epoch in range(2):
+        run.add_metrics({"epoch": epoch, "step": epoch, "val/ap": 0.1 * epoch, "train/loss": 1})
+        (run.path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (epoch, 0, 0)).save(run.path / "pictures" / f"{epoch:04d}.png")
+    run.update_status(state="finished", headline="ap", results={})
+    page = page_of(run, out=tmp_path / "page")
+    assert "10.00 % AP on the validation images" in page.text
+    made = files_under(tmp_path / "page")
+    assert {file.name for file in made if file.suffix == ".png"} == {"ap.png", "loss.png", "detections-0.png"}
+    assert (tmp_path / "page" / "detections-0.png").read_bytes() == (run.path / "pictures" / "0001.png").read_bytes()
+
+
+# ---- its numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_change_per_class(make_run):
+    runs = make_run("base", seed=3), make_run("other", seed=4)
+    base, other = map(shown, runs)
+    other.compare(base)
+    for number in range(4):
+        accuracies = []
+        for run in runs:
+            last = run.read_epoch("predictions", 2)
+            accuracies.append(np.mean(last["prediction"][last["target"] == number] == number))
+        assert other.class_change[number] == pytest.approx(100 * (accuracies[1] - accuracies[0]))
+
+
+def test_of_many_classes_the_most_changed(make_run):
+    values = pd.Series(np.random.default_rng(0).permutation(100) - 50.5)
+    run = shown(make_run("run", 1, classes=100, images=100))
+    bars = classes(run, values, "points").axes[0].patches
+    assert sorted(bar.get_width() for bar in bars) == sorted([*values.nsmallest(12), *values.nlargest(12)])
+
+
+def test_confusions():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 5, 400)
+    tables, counts = [], []
     for _ in range(2):
-        assert ndkd("report", "runs/kd++", "--out", "page")[0] == 0
-    Path("page/more.txt").touch()
-    assert ndkd("report", "runs/student", "--out", "page")[0] == 0
-    assert not Path("page/more.txt").exists()
+        prediction = rng.integers(0, 5, 400)
+        tables.append(pd.DataFrame({"target": target, "prediction": prediction, "right": target == prediction}))
+        counts.append(np.zeros((5, 5), int))
+        np.add.at(counts[-1], (target, prediction), 1)
+    change = (counts[1] - counts[0]) * (1 - np.eye(5, dtype=int))
+    found = confusion_changes(*tables)
+    assert len(found) == 10
+    assert found["change"].abs().tolist() == sorted(np.abs(change).ravel().tolist(), reverse=True)[:10]
+    for pair in found.itertuples():
+        place = pair.target, pair.prediction
+        assert (pair.before, pair.after, pair.change) == (counts[0][place], counts[1][place], change[place])
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+def test_no_confusion_changes():
+    table = pd.DataFrame({"target": [0, 1], "prediction": [0, 1], "right": [True, True]})
+    assert confusion_changes(table, table).empty
 
 
-def test_confused_pairs_are_those_that_changed_most(runs):
-    student, kdpp = (report.read(run, run.path.name) for run in runs)
-    found = report.confused(student, kdpp)
-    last = [run.read_epoch("predictions", 1) for run in runs]
-    wanted = {}
-    for k, name in enumerate(NAMES):
-        for p, other in enumerate(NAMES):
-            before, now = (int(np.sum((at["target"] == k) & (at["prediction"] == p))) for at in last)
-            if k != p and before != now:
-                wanted[name, other] = before, now
-    assert {pair[:2]: pair[2:] for pair in found} == wanted
-    changes = [abs(now - before) for *_, before, now in found]
-    assert changes == sorted(changes, reverse=True)
+def test_calibration_error():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 0.999, 500).astype(np.float16)
+    right = rng.random(500) < 0.6
+    bins = np.floor(confidence.astype(np.float32) * 15).astype(int)
+    chosen = [bins == number for number in range(15)]
+    expected = sum(abs(right[c].mean() - confidence[c].astype(float).mean()) * c.mean() for c in chosen if c.any())
+    found = calibration_error(pd.DataFrame({"confidence": confidence, "right": right}))
+    assert found == pytest.approx(100 * expected, rel=1e-4)
 
 
-def test_calibration_error_is_the_weighted_gap(runs):
-    last = runs[0].read_epoch("predictions", 1)
-    confidence, correct = last["confidence"].astype(float), last["target"] == last["prediction"]
-    bins = np.ceil(confidence * 15).astype(int)
-    wanted = sum(abs((confidence - correct)[bins == b].sum()) for b in set(bins)) / len(bins)
-    assert report.read(runs[0], "").calibration_error() == pytest.approx(100 * wanted, abs=1e-3)
+def test_quantiles_of_histograms_are_those_of_the_values():
+    rng = np.random.default_rng(0)
+    norms, angles = rng.lognormal(1, 0.5, 20_000), rng.normal(60, 9, 20_000)
+    counted = {"student_norm": np.histogram(norms, NORM_EDGES)[0], "angle": np.histogram(angles, ANGLE_EDGES)[0]}
+    table = quantiles_over_epochs({7: {"norm_edges": NORM_EDGES, "angle_edges": ANGLE_EDGES, **counted}})
+    for kind, values, error in (("student_norm", norms, 0.03), ("angle", angles, 0.01)):
+        found = table.loc[7, [f"{kind}_q05", kind, f"{kind}_q95"]].tolist()
+        assert found == pytest.approx(np.quantile(values, [0.05, 0.5, 0.95]).tolist(), rel=error)
 
 
-def test_accuracy_of_each_class(runs):
-    seen = report.read(runs[0], "")
-    seen.class_names = [*NAMES, "without images"]
-    target, correct = seen.predictions["target"], seen.correct
-    wanted = [100 * correct[target == k].mean() for k in range(3)]
-    assert figures.per_class(seen)[:3] == pytest.approx(wanted)
-    assert np.isnan(figures.per_class(seen)[3])
+@pytest.mark.usefixtures("undrawn")
+def test_names_are_what_tells_the_folders_apart(make_run, tmp_path):
+    runs = make_run("runs/digits/seed0/kd", 1), make_run("runs/cifar/seed0/kd", 1)
+    page = page_of(*runs, out=tmp_path / "page")
+    assert "2 runs; the baseline is digits/seed0/kd." in page.text
+    assert "cifar/seed0/kd is as good as the baseline" in page.text
 
 
-def test_only_the_classes_that_changed_most_are_drawn(runs):
-    seen = [report.read(write_run(f"runs/many{seed}", seed, classes=100), str(seed)) for seed in range(2)]
-    change = np.sort(figures.per_class(seen[1]) - figures.per_class(seen[0]))
-    bars = figures.classes(seen[0], seen[1:]).axes[0].patches
-    assert [bar.get_width() for bar in bars] == pytest.approx([*change[:12], *change[-12:]])
+# ---- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-def test_quantiles_of_a_histogram(runs):
-    values = np.random.default_rng(0).lognormal(1, 0.5, 10_000)
-    counts = np.histogram(values, NORM_EDGES)[0]
-    assert figures.quantiles(counts, NORM_EDGES) == pytest.approx(np.quantile(values, [0.05, 0.5, 0.95]), rel=0.02)
+def test_bad_input_is_one_line_and_writes_nothing(make_run, tmp_path):
+    run, empty, damaged = make_run("run", 1), make_run("empty", 0), make_run("damaged", 1)
+    (damaged.path / "predictions" / "0000.npz").write_bytes(b"no archive")
+    empty.update_status(state="failed", error="no memory")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    before = files_under(tmp_path)
+    for arguments, message in {
+        (run.path, tmp_path / "rum"): f"run folder {tmp_path}/rum does not exist; did you mean ",
+        (run.path, tmp_path / "notes" / ".." / "run"): f"{run.path}, {tmp_path}/notes/../run are one run folder; name",
+        (empty.path,): f"run {empty.path} has no finished epoch to show (no memory); train it first",
+        (damaged.path,): f"run {damaged.path} is damaged: ",
+        (run.path, "--out", tmp_path / "notes"): f"{tmp_path}/notes holds what is no report: mine.txt; choose another",
+        (run.path, "--out", tmp_path): f"{tmp_path} holds what is no report: ",
+        (run.path, "--out", run.config): f"{run.config} holds what is no report: config.yaml; choose another folder",
+        (run.path, "--out", run.config / "deep"): f"folder {run.config} cannot be made: {run.config} is not a folder",
+    }.items():
+        status, out, err = ndkd("report", *arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"ndkd: {message}")
+        assert err.count("\n") == 1
+        assert files_under(tmp_path) == before
 
 
-def test_distributions_are_those_of_the_last_epoch(runs):
-    seen = report.read(runs[1], "kd++")
-    left, right = figures.angles([seen]).axes
-    counts = runs[1].read_epoch("features", 1)["angle"]
-    kept = np.flatnonzero(counts)
-    drawn = left.patches[0].get_data()
-    assert drawn.values == pytest.approx(counts[kept[0] : kept[-1] + 1] / 60)
-    assert list(right.lines[0].get_xdata()) == [0, 1]
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_is_replaced_unless_there_is_something_else_in_it(make_run, tmp_path):
+    run, folder = make_run("run", 1), tmp_path / "page"
+    (folder).mkdir()
+    page_of(run, out=folder)
+    (folder / "old.png").touch()
+    page_of(run, out=folder)
+    assert not (folder / "old.png").exists()
+    (folder / "notes.txt").touch()
+    status, _, err = ndkd("report", run.path, "--out", folder)
+    assert (status, err) == (
+        2,
+        f"ndkd: {folder} holds what is no report: notes.txt; choose another folder with --out DIR\n",
+    )
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+@pytest.mark.usefixtures("undrawn")
+def test_broken_off_it_leaves_what_was_there(make_run, tmp_path, monkeypatch, error):
+    run, folder = make_run("run", 1), tmp_path / "page"
+    page_of(run, out=folder)
+    before, beside = files_under(tmp_path), set(tmp_path.iterdir())
+    saved = []
 
+    def save(figure, file, **options):
+        saved.append(file)
+        file.write_bytes(b"half")
+        if len(saved) == 3:
+            raise error
 
-BAD = {
-    "unknown": (["runs/kd"], r"run folder runs/kd does not exist; did you mean .*runs/kd\+\+"),
-    "no run": (["runs"], "run folder runs is no run folder: it has no config.yaml"),
-    "twice": (["runs/kd++", "runs/../runs/kd++"], r"run runs/kd\+\+ is named twice"),
-    "no epoch": (["runs/fresh"], "run runs/fresh has no finished epoch yet"),
-    "other things": (["runs/kd++", "--out", "mine"], "folder mine holds something else than a report: choose another"),
-    "a file": (["runs/kd++", "--out", "mine/notes.txt"], "folder mine/notes.txt cannot be made: .* --out DIR"),
-    "none": ([], "the following arguments are required: RUN; see ndkd report --help"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(runs, case):
-    arguments, message = BAD[case]
-    Run("runs/fresh").start("seed_everything: 0", 0)
-    Path("mine").mkdir()
-    Path("mine/notes.txt").write_text("mine")
-    before = sorted(Path().rglob("*"))
-    status, _, err = ndkd("report", *arguments)
-    assert (status, err.count("\n")) == (2, 1)
-    assert re.search(message, err), err
-    assert sorted(Path().rglob("*")) == before
-
-
-def test_nothing_is_left_of_a_page_broken_off(runs, monkeypatch):
-    assert ndkd("report", "runs/kd++", "--out", "page")[0] == 0
-    before = sorted(Path().rglob("*")), Path("page/index.html").read_text()
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert ndkd("report", "runs/student", "--out", "page")[0] == 130
-    assert (sorted(Path().rglob("*")), Path("page/index.html").read_text()) == before
+    monkeypatch.setattr(Figure, "savefig", save)
+    assert ndkd("report", run.path, "--out", folder)[0] in (2, 130)
+    assert len(saved) == 3
+    assert files_under(tmp_path) == before
+    assert set(tmp_path.iterdir()) == beside
