@@ -129,9 +129,11 @@ def norms(runs: dict[str, StepOutput]) -> pd.DataFrame:
     >>> norms({"mine": StepOutput(student, target=torch.tensor([1]))})["raw_norm"].tolist()
     [5.0]
     """
-    kinds = {"raw_norm": "embedding", "projected_norm": "projected"}
-    lengths = {n: {c: getattr(run.student, kind).norm(dim=1) for c, kind in kinds.items()} for n, run in runs.items()}
-    return _table(runs, lengths)
+    columns = {}
+    for name, run in runs.items():
+        kinds = {"raw_norm": run.student.embedding, "projected_norm": run.student.projected}
+        columns[name] = {kind: embedding.double().norm(dim=1) for kind, embedding in kinds.items()}
+    return _table(runs, columns)
 
 
 def angles(runs: dict[str, StepOutput], class_means: Tensor | None = None) -> pd.DataFrame:
@@ -160,9 +162,10 @@ def degrees_to(embeddings: Tensor, class_means: Tensor) -> Tensor:
     """Angles (N, C) in degrees between embeddings (N, D) and class means (C, D).
 
     >>> degrees_to(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
-    tensor([[ 0., 90.]])
+    tensor([[ 0., 90.]], dtype=torch.float64)
     """
-    return (F.normalize(embeddings) @ F.normalize(class_means).T).clamp(-1, 1).acos().rad2deg()
+    cosine = F.normalize(embeddings.double()) @ F.normalize(class_means.double()).T
+    return cosine.clamp(-1, 1).acos().rad2deg()
 
 
 def means_of(run: StepOutput) -> Tensor:
@@ -220,17 +223,17 @@ def distributions(table: pd.DataFrame) -> Figure:
     columns = [column for column in LABELS if column in table]
     is_norms, low, high = "raw_norm" in columns, table[columns].min().min(), table[columns].max().max()
     edges = np.geomspace(max(low, 1e-3), high, 80) if is_norms else np.linspace(0, max(90, high), 91)
-    runs = dict(list(table.groupby("run", sort=False)))
-    teacher = {"teacher": runs.pop("teacher")} if len(runs) > 1 and "teacher" in runs else {}
-    figure, handles = Figure(figsize=(8, 1 + 1.6 * len(runs)), layout="constrained"), {}
+    runs, handles = dict(list(table.groupby("run", sort=False))), {}
+    teacher = runs.pop("teacher") if "teacher" in runs and len(runs) > 1 else None
+    figure = Figure(figsize=(8, 1 + 1.6 * len(runs)), layout="constrained")
     for axes, name in zip(figure.subplots(len(runs), sharex=True, squeeze=False)[:, 0], runs, strict=True):
-        for who, colours in ((teacher.get("teacher"), ("0.75", "0.3")), (runs[name], ("C0", "C1"))):
+        for who, images, colours in (("teacher", teacher, ("0.75", "0.3")), ("student", runs[name], ("C0", "C1"))):
             for column, kind, colour in zip(columns, ("stepfilled", "step"), colours, strict=True):
-                if who is not None and (column != "projected_norm" or (who["raw_norm"] != who[column]).any()):
-                    label = f"{'teacher' if colour[0] == '0' else 'student'}, {LABELS[column]}"
-                    share = np.full(len(who), 100 / len(who))
+                if images is not None and (column != "projected_norm" or (images[column] != images["raw_norm"]).any()):
                     style = {"histtype": kind, "color": colour, "alpha": 0.7, "linewidth": 2}
-                    handles[label] = axes.hist(who[column].clip(edges[0]), edges, weights=share, **style)[2][0]
+                    share = np.full(len(images), 100 / len(images))
+                    bars = axes.hist(images[column].clip(lower=edges[0]), edges, weights=share, **style)[2]
+                    handles[f"{who}, {LABELS[column]}"] = bars[0]
         axes.set_title(name, loc="left")
         axes.set(ylabel="% of images", xscale="log" if is_norms else "linear")
     axes.set_xlabel("norm of the embedding" if is_norms else "angle to a class mean (degrees)")

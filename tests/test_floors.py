@@ -44,8 +44,8 @@ FLOORS = {
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
     "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
     "ndkd.analysis": (
-        {*BASE, "ndkd.models", "ndkd.losses", "ndkd.runs"},
-        {"torch", "numpy", "pandas", "sklearn", "matplotlib", "torchmetrics"},
+        {*BASE, *(f"ndkd.{name}" for name in ("data", "distillation", "models", "parser_errors", "runs"))},
+        {"torch", "lightning", "jsonargparse", "numpy", "pandas", "sklearn", "matplotlib", "yaml"},
     ),
     "ndkd.report": (
         {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},

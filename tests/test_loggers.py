@@ -65,6 +65,7 @@ def watched(workplace):
         wandb.finish()
         status, _, err = ndkd(*KDPP, "--ckpt_path", "last")
         assert status == 0, err
+        wandb.finish()
         wandb.teardown()  # a finished run's file may still be open
     files = sorted(Path("watched/wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
     return Run("watched"), [read(file) for file in files]
