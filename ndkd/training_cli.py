@@ -122,12 +122,11 @@ class TrainingCLI(LightningCLI):
                 logger.init_args.save_dir = self.run_folder.path
         if self.subcommand != "fit":
             config.trainer.logger = False  # what is measured afterwards is printed
-        resume = config.ckpt_path
         if self.subcommand == "fit" and config.trainer.max_epochs == 0:
             raise NdkdError("trainer.max_epochs: wanted at least 1, got 0")
         if self.subcommand == "fit" and not config.trainer.fast_dev_run:  # on every rank, or the others would wait
-            self._check_run_folder(resume)
-        config.ckpt_path = self._checkpoint_file(resume)
+            self._check_run_folder(config.ckpt_path)
+        config.ckpt_path = self._checkpoint_file(config.ckpt_path)
 
     def _check_run_folder(self, resume: str | None) -> None:
         folder = self.run_folder
