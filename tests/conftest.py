@@ -1,6 +1,7 @@
 """What the tests of training share: a tiny teacher, tiny images, and a quiet way to fit."""
 
 import logging
+import os
 import sys
 from functools import partial
 
@@ -15,6 +16,8 @@ from ndkd.callbacks import ClassMeans
 from ndkd.distillation import DistillationModule, LossTerm
 from ndkd.losses import KDLoss, NDLoss, ReviewKDLoss
 from ndkd.models import ModelConfig, build_model
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start; see one_thread
 
 
 def pytest_configure(config):

@@ -1,239 +1,291 @@
-"""What is said of a run's embeddings, against the same numbers in plain torch."""
+"""Norms, angles and projections of trained runs, against plain torch."""
 
 import doctest
+import math
+import shutil
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
-from tiny_data import TinyData
+from command import SHORT, ndkd
+from torch.nn import functional as F
 
 from ndkd import analysis
+from ndkd.analysis import angles_to, distribution_figure, embed, load_run, measure, projection_figure
 from ndkd.data import DigitsDataModule
-from ndkd.distillation import StepOutput
 from ndkd.errors import NdkdError
-from ndkd.models import ModelOutput
+from ndkd.models import ModelConfig, build_model
 from ndkd.runs import Run
 
-ND = ("ce", "kd", "nd")
+ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1"]
+WIDTHS = [8, 8, 8, 16]
 
 
-class ValidationOnly(TinyData):
-    """No images to test on."""
+@pytest.fixture(scope="module")
+def narrow(workplace):
+    """A KD++ run whose student is 16 wide, its teacher 64, tested on all test images."""
+    model = f"--model.init_args.student.kwargs={{widths: {WIDTHS}}}"
+    options = [*ONE_EPOCH, model, "--trainer.limit_test_batches=1.0", "--run_dir=narrow"]
+    assert ndkd("fit", "--config", "configs/digits/kd++.yaml", *options)[0] == 0
+    return Run("narrow")
 
-    test_dataloader = predict_dataloader = TinyData.__mro__[1].test_dataloader
+
+@pytest.fixture(scope="module")
+def loaded(narrow):
+    return load_run(narrow.path)
+
+
+@pytest.fixture(scope="module")
+def alone(workplace):
+    """The teacher's own run: a model trained alone."""
+    return load_run("runs/digits/teacher")
+
+
+@pytest.fixture(scope="module")
+def alone_embedded(alone):
+    return embed(alone[0].student, alone[1])
+
+
+@pytest.fixture(scope="module")
+def embedded(loaded):
+    module, data = loaded
+    return {"student": embed(module.student, data, module.projector), "teacher": embed(module.teacher, data)}
+
+
+@pytest.fixture(scope="module")
+def measured(loaded, embedded):
+    return pd.concat([measure(name, values, loaded[0].class_means) for name, values in embedded.items()])
 
 
 @pytest.fixture
-def make_run(tmp_path, fit, make_module, terms, teacher_checkpoint):
-    """Train a module for one epoch on tiny images into a run folder: the folder and the module."""
-
-    def make(name, *losses, data="tiny_data.TinyData", teacher=teacher_checkpoint, **options):
-        module = make_module(terms(*losses), **options)
-        trainer = fit(module)
-        teacher = {"name": "cifar/resnet8", "checkpoint": str(teacher), "taps": ["layer1"]} if len(losses) > 1 else None
-        run = Run(tmp_path / name)
-        run.start(yaml.safe_dump({"model": {"init_args": {"teacher": teacher}}, "data": {"class_path": data}}), 0)
-        trainer.save_checkpoint(run.checkpoint("last"))
-        return run.path, module.eval()
-
-    return make
+def copied(narrow, tmp_path):
+    """A copy of the run to spoil."""
+    return Run(shutil.copytree(narrow.path, tmp_path / "copied"))
 
 
-def pixels():
-    """The tiny test images (N, c, h, w) in [0, 1]."""
-    return torch.from_numpy(TinyData().val_images).permute(0, 3, 1, 2) / 255
+def weights_of(run):
+    return torch.load(run.checkpoint("last"), weights_only=True)["state_dict"]
 
 
-@torch.no_grad()
-def penultimate(extractor):
-    """Logits and what enters the last layer, without our hooks: the images are normalised here."""
-    found = []
-    handle = extractor.model.fc.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0]))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (TinyData.mean, TinyData.std))
-    logits = extractor.model((pixels() - mean) / std)
+def part(weights, prefix):
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def plain_embedding(model, images):
+    """What enters the last layer, and what leaves it, without our extractor."""
+    seen = []
+    handle = model.fc.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    data = DigitsDataModule
+    channels = (1, 3, 1, 1)
+    with torch.no_grad():
+        logits = model.eval()((images - torch.tensor(data.mean).view(channels)) / torch.tensor(data.std).view(channels))
     handle.remove()
-    return logits, found[0]
+    return logits, seen[0]
 
 
-def degrees(a, b):
-    return np.rad2deg(np.arccos(float(a.double() @ b.double() / (a.double().norm() * b.double().norm()))))
+# ---- loading -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("narrow", [True, False])
-def test_embeddings_are_those_of_the_models_that_were_trained(make_run, narrow):
-    folder, module = make_run("kd++", *ND, narrow=narrow)
-    run = analysis.embed(folder)
-    logits, embedding = penultimate(module.student)
-    assert embedding.shape == (10, 16 if narrow else 64)
-    torch.testing.assert_close(run.student.embedding, embedding)
-    torch.testing.assert_close(run.student.logits, logits)
-    if narrow:
-        norm, _, linear = module.projector
-        whitened = (embedding - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
-        torch.testing.assert_close(run.student.projected, whitened @ linear.weight.T + linear.bias)
-    else:
-        assert torch.equal(run.student.projected, run.student.embedding)
-    # its BatchNorms are folded in training, here they are not
-    logits, embedding = penultimate(module.teacher)
-    torch.testing.assert_close(run.teacher.embedding, embedding, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(run.teacher.logits, logits, rtol=1e-4, atol=1e-5)
-    assert torch.equal(run.class_means, module.class_means)
-    assert run.target.tolist() == list(range(10))
+def test_a_run_is_built_again_from_its_folder(narrow, loaded):
+    module, data = loaded
+    weights = weights_of(narrow)
+    assert isinstance(data, DigitsDataModule)
+    assert not any(part.training for part in module.modules())
+    assert torch.equal(module.class_means, weights["class_means"])
+    assert torch.equal(module.projector[2].weight, weights["projector.2.weight"])
+    assert (module.student.embedding_dim, module.teacher.embedding_dim) == (16, 64)
 
 
-def test_a_teacher_whose_file_is_gone_is_left_out(make_run, tmp_path):
-    runs = analysis.embed_runs({"kd++": make_run("kd++", *ND, teacher=tmp_path / "gone.pth")[0]})
-    assert list(runs) == ["kd++"]
-    assert runs["kd++"].teacher is None
-    assert runs["kd++"].class_means is not None
+def test_of_a_model_trained_alone_there_is_the_student_only(alone):
+    module, _ = alone
+    assert module.projector is module.class_means is module.teacher is None
 
 
-def test_the_teacher_is_the_first_of_the_runs(make_run):
-    runs = analysis.embed_runs({"alone": make_run("student", "ce")[0], "kd++": make_run("kd++", *ND)[0]})
-    assert list(runs) == ["teacher", "alone", "kd++"]
-    assert runs["alone"].teacher is None
-    assert runs["alone"].class_means is None
-    assert torch.equal(runs["teacher"].student.embedding, runs["kd++"].teacher.embedding)
+def test_either_checkpoint_can_be_loaded(narrow, copied):
+    content = torch.load(narrow.checkpoint("last"), weights_only=True)
+    content["state_dict"]["class_means"] += 1
+    torch.save(content, copied.checkpoint("best"))
+    last, best = (load_run(copied.path, name)[0].class_means for name in ("last", "best"))
+    assert torch.allclose(best - last, torch.ones(()))
 
 
-def test_without_test_images_the_validation_images_are_shown(make_run):
-    folder, module = make_run("kd", "ce", "kd", data="test_analysis.ValidationOnly")
-    torch.testing.assert_close(analysis.embed(folder).student.logits, penultimate(module.student)[0])
+def test_without_its_checkpoint_there_is_no_teacher(copied):
+    config = yaml.safe_load(copied.config.read_text())
+    config["model"]["init_args"]["teacher"]["checkpoint"] = "gone.ckpt"
+    copied.config.write_text(yaml.safe_dump(config))
+    assert load_run(copied.path)[0].teacher is None
 
 
-def test_tables_have_the_numbers_of_plain_torch(make_run):
-    runs = analysis.embed_runs({"alone": make_run("student", "ce")[0], "kd++": make_run("kd++", *ND, narrow=True)[0]})
-    means = runs["kd++"].class_means
-    norms, angles = analysis.norms(runs), analysis.angles(runs, means)
-    assert list(norms.columns) == ["run", "image", "target", "prediction", "raw_norm", "projected_norm"]
-    assert len(norms) == len(angles) == 3 * 10
-    for number in range(30):
-        name, k = ("teacher", "alone", "kd++")[number // 10], number % 10
-        student, norm, angle = runs[name].student, norms.iloc[number], angles.iloc[number]
-        for row in (norm, angle):
-            assert (row["run"], row["image"], row["target"]) == (name, k, k)
-            assert row["prediction"] == student.logits[k].argmax()
-        assert norm["raw_norm"] == pytest.approx(student.embedding[k].square().sum().sqrt().item())
-        assert norm["projected_norm"] == pytest.approx(student.projected[k].square().sum().sqrt().item())
-        assert angle["angle"] == pytest.approx(degrees(student.projected[k], means[k]), abs=1e-5)
-        others = [degrees(student.projected[k], means[other]) for other in range(10) if other != k]
-        assert angle["other_angle"] == pytest.approx(min(others), abs=1e-5)
-    own = analysis.angles({"kd++": runs["kd++"]})
-    assert np.array_equal(own["angle"], angles["angle"][20:])
+def test_a_short_name_of_the_data_will_do(copied):
+    config = yaml.safe_load(copied.config.read_text())
+    config["data"] = {"class_path": "DigitsDataModule", "init_args": {"batch_size": 7}}
+    copied.config.write_text(yaml.safe_dump(config))
+    assert load_run(copied.path)[1].batch_size == 7
 
 
-def test_a_plane_is_that_of_the_class_means():
-    random = torch.Generator().manual_seed(0)
-    means, embedding = torch.randn(5, 8, generator=random), torch.randn(20, 8, generator=random)
-    run = StepOutput(ModelOutput(torch.zeros(20, 5), embedding), torch.arange(20) % 5)
-    points, seen = analysis.plane({"run": run}, means)
-    axes = torch.linalg.svd((means - means.mean(dim=0)).double()).Vh[:2]
-    for found, vectors in ((points, embedding), (seen, means)):
-        wanted = (vectors - means.mean(dim=0)).double() @ axes.T
-        signs = torch.sign(torch.tensor(seen.to_numpy()) * ((means - means.mean(dim=0)).double() @ axes.T))[0]
-        assert np.allclose(found[["x", "y"]], wanted * signs, atol=1e-5)
-    assert points["target"].tolist() == run.target.tolist()
-    own = analysis.means_of(run)
-    assert torch.allclose(own[3], embedding[[3, 8, 13, 18]].sum(dim=0) / 4)
-
-
-def test_class_means_that_are_missing_or_of_another_width():
-    runs = {"alone": StepOutput(ModelOutput(torch.zeros(3, 10), torch.ones(3, 16)), torch.arange(3))}
-    with pytest.raises(NdkdError, match="^alone has no class means, for none of its losses uses them: give those of"):
-        analysis.angles(runs)
-    message = "^alone: embeddings of width 16 and class means of width 64 cannot be compared; leave it out, or train"
-    for table in (analysis.angles, analysis.plane):
-        with pytest.raises(NdkdError, match=message):
-            table(runs, torch.rand(10, 64))
-
-
-def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(NdkdError, match="run folder .*nowhere does not exist"):
-        analysis.embed(tmp_path / "nowhere")
+def test_no_such_run(workplace):
+    with pytest.raises(NdkdError, match="run folder runs/none does not exist"):
+        load_run("runs/none")
 
 
 @pytest.mark.parametrize(
     "content",
     [
         {"state_dict": {}},
-        {"state_dict": {}, "hyper_parameters": {"student": None}},
+        {"hyper_parameters": {"lr": 0.1}, "state_dict": {}},
         {
-            "state_dict": {},
-            "hyper_parameters": {"student": {"name": "m", "classifier": ["roi_heads.box_predictor.fc"]}},
+            "hyper_parameters": {"student": {"name": "detector/resnet18"}, "num_classes": 3, "class_names": None},
+            "state_dict": {"student.model.roi_heads.box_head.fc6.weight": torch.zeros(1)},
         },
-        {"fc.weight": torch.ones(2, 2)},
     ],
+    ids=["weights alone", "another program's", "a detector's"],
 )
-def test_a_checkpoint_that_is_not_a_classifiers_of_ours(tmp_path, content):
-    run = Run(tmp_path / "run")
-    run.start("model: {init_args: {}}", 0)
-    run.checkpoints.mkdir()
-    torch.save(content, run.checkpoint("last"))
-    with pytest.raises(NdkdError, match=r"^checkpoint .*last\.ckpt is none of a classifier that ndkd fit has built"):
-        analysis.embed(run.path)
-    with pytest.raises(NdkdError, match=r"^checkpoint .*best\.ckpt does not exist"):
-        analysis.embed(run.path, "best")
+def test_a_checkpoint_of_something_else(copied, content):
+    torch.save(content, copied.checkpoint("last"))
+    with pytest.raises(NdkdError, match=r"last\.ckpt is no classifier's of ndkd fit"):
+        load_run(copied.path)
 
 
-def test_data_by_its_short_name(tmp_path):
-    (tmp_path / "config.yaml").write_text("data: {class_path: DigitsDataModule, init_args: {train_size: 40}}")
-    data = analysis.load_data(tmp_path)
-    assert isinstance(data, DigitsDataModule)
-    assert data.train_size == 40
-    (tmp_path / "config.yaml").write_text("data: {class_path: DigitDataModule}")
-    with pytest.raises(NdkdError, match="there is no class DigitDataModule; did you mean DigitsDataModule"):
-        analysis.load_data(tmp_path)
+# ---- embeddings ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def outputs():
-    """A teacher, a run without and a run with a projector, of 20 images."""
-
-    def output(seed, width, scale):
-        random = torch.Generator().manual_seed(seed)
-        embedding, projected = (torch.rand(20, w, generator=random) * s for w, s in ((width, 1), (8, scale)))
-        logits = torch.rand(20, 3, generator=random)
-        return StepOutput(ModelOutput(logits, embedding, projected if scale > 1 else None), torch.arange(20) % 3)
-
-    return {"teacher": output(0, 8, 1), "alone": output(1, 8, 1), "kd++": output(2, 4, 10)}
-
-
-def test_norms_are_shown_on_a_logarithmic_axis_and_the_teacher_in_each_row(outputs):
-    figure = analysis.distributions(analysis.norms(outputs))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["alone", "kd++"]
-    assert {axes.get_xscale() for axes in figure.axes} == {"log"}
-    assert [len(axes.patches) for axes in figure.axes] == [2, 3]  # the projected where they differ from the raw
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["teacher, norm", "student, norm", "student, norm after the projector"]
-    for axes in figure.axes:
-        assert axes.get_xlim()[0] < min(analysis.norms(outputs)["raw_norm"])
+def test_embeddings_are_those_of_plain_torch(narrow, loaded, embedded):
+    weights, data = weights_of(narrow), loaded[1]
+    images, target = map(torch.cat, zip(*data.test_dataloader(), strict=True))
+    student = build_model("cifar/resnet8", 10, widths=WIDTHS)
+    student.load_state_dict(part(weights, "student.model."))
+    logits, embedding = plain_embedding(student, images)
+    own = part(weights, "projector.")
+    normed = (embedding - own["0.running_mean"]) / (own["0.running_var"] + 1e-5).sqrt() * own["0.weight"] + own[
+        "0.bias"
+    ]
+    found = embedded["student"]
+    assert torch.equal(found["target"], target)
+    assert len(target) == 1000
+    torch.testing.assert_close(found["logits"], logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["embedding"], embedding, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["projected"], normed @ own["2.weight"].T + own["2.bias"], rtol=1e-4, atol=1e-4)
 
 
-def test_angles_are_shown_to_the_own_and_to_the_nearest_other_mean(outputs):
-    table = analysis.angles(outputs, torch.eye(3, 8))
-    figure = analysis.distributions(table)
-    assert [len(axes.patches) for axes in figure.axes] == [4, 4]
-    # of the first row the third: bars of one degree, as NumPy counts them
-    wanted = np.histogram(table[table["run"] == "alone"]["angle"], np.linspace(0, 90, 91))[0]
-    drawn = figure.axes[0].patches[2].get_xy()[1:180:2, 1]
-    assert np.allclose(drawn, wanted * 100 / 20)
-    teacher_only = analysis.distributions(table[table["run"] == "teacher"])
-    assert [axes.get_title(loc="left") for axes in teacher_only.axes] == ["teacher"]
+def test_the_teacher_is_that_of_its_own_run(alone_embedded, embedded):
+    found, own = embedded["teacher"], alone_embedded
+    for name in ("logits", "embedding", "projected"):
+        torch.testing.assert_close(found[name], own[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_scatter_has_a_panel_for_each_run_and_the_numbers_of_the_classes(outputs):
-    points, means = analysis.plane(outputs, torch.rand(3, 8))
-    figure = analysis.scatter(points, means)
-    assert [axes.get_title() for axes in figure.axes] == list(outputs)
-    for axes, (_, run) in zip(figure.axes, points.groupby("run", sort=False), strict=True):
-        assert np.allclose(axes.collections[0].get_offsets(), run[["x", "y"]])
-        assert {text.get_text(): text.get_position() for text in axes.texts} == {
-            str(k): (means["x"][k], means["y"][k]) for k in range(3)
-        }
+def test_without_a_projector_the_projected_embedding_is_the_embedding(embedded):
+    assert torch.equal(embedded["teacher"]["projected"], embedded["teacher"]["embedding"])
+
+
+def test_bytes_are_images_too():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    model = ModelConfig("cifar/resnet8").build(10, None, None).eval()
+    batches = [[(kind, torch.arange(4))] for kind in (images, images / 255)]
+    found = [embed(model, SimpleNamespace(test_dataloader=lambda batch=batch: batch)) for batch in batches]
+    torch.testing.assert_close(found[0]["logits"], found[1]["logits"])
+
+
+# ---- measurements --------------------------------------------------------------------------------------------------
+
+
+def test_a_row_per_image_and_run(measured):
+    assert measured.groupby("run", sort=False).size().to_dict() == {"student": 1000, "teacher": 1000}
+    assert measured["image"].tolist() == [*range(1000)] * 2
+
+
+def test_predictions_are_those_that_ndkd_fit_tested(narrow, measured):
+    student = measured[measured["run"] == "student"]
+    accuracy = (student["prediction"] == student["target"]).mean()
+    assert accuracy == pytest.approx(narrow.status()["results"]["last"]["test/acc1"], abs=1e-6)
+
+
+def test_norms_and_angles_are_those_of_plain_arithmetic(loaded, embedded, measured):
+    means = loaded[0].class_means.double().tolist()
+    rows = measured[measured["run"] == "student"]
+    for k in (0, 1, 500, 999):
+        row, vector = rows.iloc[k], embedded["student"]["projected"][k].double().tolist()
+        angles = [
+            math.degrees(
+                math.acos(sum(a * b for a, b in zip(vector, mean, strict=True)) / math.hypot(*vector) / length)
+            )
+            for mean, length in ((mean, math.hypot(*mean)) for mean in means)
+        ]
+        assert row["norm"] == pytest.approx(math.hypot(*embedded["student"]["embedding"][k].tolist()), rel=1e-5)
+        assert row["projected_norm"] == pytest.approx(math.hypot(*vector), rel=1e-5)
+        assert row["angle"] == pytest.approx(angles.pop(row["target"]), abs=0.01)
+        assert row["other_angle"] == pytest.approx(min(angles), abs=0.01)
+
+
+def test_the_plane_is_that_in_which_the_directions_of_the_class_means_differ_most(loaded, embedded, measured):
+    means = F.normalize(loaded[0].class_means.double(), dim=1)
+    _, _, axes = torch.linalg.svd(means - means.mean(dim=0), full_matrices=False)
+    expected = (F.normalize(embedded["student"]["projected"].double(), dim=1) - means.mean(dim=0)) @ axes[:2].T
+    found = measured[measured["run"] == "student"][["x", "y"]].to_numpy()
+    np.testing.assert_allclose(abs(found), expected.abs(), atol=1e-4)
+
+
+def test_class_means_of_another_run_serve_a_model_trained_alone(alone_embedded, loaded, measured):
+    own = measure("alone", alone_embedded, loaded[0].class_means)
+    teacher = measured[measured["run"] == "teacher"]
+    np.testing.assert_allclose(own["angle"], teacher["angle"], atol=0.1)
+
+
+def test_a_run_without_class_means_needs_another_s(alone, embedded):
+    with pytest.raises(
+        NdkdError, match="run alone: wanted class means 64 wide, got None; take those of a run with NDL"
+    ):
+        measure("alone", embedded["teacher"], alone[0].class_means)
+
+
+def test_embeddings_of_another_width_cannot_be_compared(loaded):
+    module, data = loaded
+    with pytest.raises(NdkdError, match="run raw: wanted class means 16 wide, got 64"):
+        measure("raw", embed(module.student, data), module.class_means)
+
+
+def test_an_embedding_of_length_0_is_at_right_angles():
+    assert angles_to(torch.eye(3), torch.zeros(1, 3)).tolist() == [[90, 90, 90]]
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_distributions_hold_every_image_of_every_run(measured):
+    measured = measured.reset_index(drop=True)
+    measured.loc[0, "norm"] = 0.0  # a dead embedding
+    figure = distribution_figure(measured, ["norm", "projected_norm"], log=True)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["norm", "projected norm"]
+    assert {axis.get_xscale() for axis in figure.axes} == {"log"}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["student", "teacher"]
+    for axis in figure.axes:
+        for outline in axis.patches:  # a staircase, each step from its left to its right edge
+            assert outline.get_xy()[1:-1:2, 1].sum() == 1000
+
+
+def test_angles_are_drawn_on_a_linear_axis(measured):
+    figure = distribution_figure(measured, ["angle"])
+    assert figure.axes[0].get_xscale() == "linear"
+
+
+def test_projection_shows_a_panel_per_run_with_all_class_means(loaded, measured):
+    figure = projection_figure(measured, loaded[0].class_means)
+    assert [axis.get_title() for axis in figure.axes] == ["student", "teacher"]
+    for axis, (_, rows) in zip(figure.axes, measured.groupby("run", sort=False), strict=True):
+        np.testing.assert_allclose(axis.collections[0].get_offsets(), rows[["x", "y"]])
+        assert [text.get_text() for text in axis.texts] == [str(k) for k in range(10)]
+    assert len(projection_figure(measured[measured["run"] == "teacher"], loaded[0].class_means).axes) == 1
+
+
+def test_no_figure_stays_open(loaded, measured):
+    before = plt.get_fignums()
+    distribution_figure(measured, ["norm"])
+    projection_figure(measured, loaded[0].class_means)
+    assert plt.get_fignums() == before
 
 
 def test_examples():
-    results = doctest.testmod(analysis)
-    assert results.attempted
-    assert results.failed == 0
+    assert doctest.testmod(analysis).failed == 0

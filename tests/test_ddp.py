@@ -200,7 +200,7 @@ def assert_close(found, wanted, tolerance=1e-5):
 
 
 def losses_of(found):
-    return {name: value for name, value in found["logged"].items() if name.startswith("train/")}
+    return {name: value for name, value in found["logged"].items() if name.startswith("train/") and name != "train/lr"}
 
 
 # ---- two processes ------------------------------------------------------------------------------------------------

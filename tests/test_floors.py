@@ -44,8 +44,8 @@ FLOORS = {
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
     "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
     "ndkd.analysis": (
-        {*BASE, *(f"ndkd.{name}" for name in ("data", "distillation", "models", "parser_errors", "runs"))},
-        {"torch", "lightning", "jsonargparse", "numpy", "pandas", "sklearn", "matplotlib", "yaml"},
+        {*BASE, "ndkd.data", "ndkd.distillation", "ndkd.losses", "ndkd.models", "ndkd.runs"},
+        {"torch", "lightning", "yaml", "numpy", "pandas", "sklearn", "matplotlib"},
     ),
     "ndkd.report": (
         {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},
