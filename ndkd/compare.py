@@ -84,11 +84,12 @@ def _plan(
     configs: list[str], seeds: list[int], out: Path, control: str | None, fit_options: list[str], teacher: Fit | None
 ) -> list[Fit]:
     """All runs, and what is wrong with them that can be told before the first begins."""
-    names = [_name(config) for config in configs]
-    if twice := [config for config, name in zip(configs, names, strict=True) if names.count(name) > 1]:
-        raise NdkdError(f"{some(twice)} have one name, {_name(twice[0])}: give each file a name of its own")
+    names = {config: default_run_dir(["fit", *_files(config)], seed=0).name for config in configs}
+    for name in names.values():
+        if len(twice := [config for config in configs if names[config] == name]) > 1:
+            raise NdkdError(f"{some(twice)} have one name, {name}: give each file a name of its own")
     rows, terms = [], []
-    for name, config in zip(names, configs, strict=True):
+    for config, name in names.items():
         options = [*_files(config), *fit_options]
         resolved = _resolved(name, [*options, "--run_dir", str(out)])
         _check_teacher(name, resolved, teacher)
@@ -124,10 +125,6 @@ def _files(config: str) -> list[str]:
     return [option for file in config.split(",") for option in ("--config", file)]
 
 
-def _name(config: str) -> str:
-    return default_run_dir(["fit", *_files(config)], seed=0).name
-
-
 def _resolved(name: str, options: list[str]) -> dict[str, Any]:
     """The configuration that ``ndkd fit`` makes of these options."""
     try:
@@ -153,6 +150,4 @@ def _check_unchanged(fit: Fit) -> None:
     changed = differences(fit.config, yaml.safe_load(fit.run.config.read_text()))
     for name, (now, before) in changed.items():
         if not name.startswith(PLACES):
-            raise NdkdError(
-                f"{fit.run.path} was made with {name} {before}, now it is {now}: remove it or choose another --out"
-            )
+            raise NdkdError(f"{fit.run.path} has {name} {before}, not {now}: remove it or choose another --out DIR")

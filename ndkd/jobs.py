@@ -96,15 +96,12 @@ def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
 
 def _places(jobs: int) -> list[dict[str, str]]:
     """What the environment of each run at a time adds: its share of the GPUs and of the cores."""
-    gpus = torch.cuda.device_count()
     if jobs == 1:
         return [{}]
+    gpus = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
-    return [
-        {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": names[job % gpus]} if gpus else {})
-        for job in range(jobs)
-    ]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))}
+    return [threads | ({"CUDA_VISIBLE_DEVICES": names[job % gpus]} if gpus else {}) for job in range(jobs)]
 
 
 @contextmanager

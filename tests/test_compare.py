@@ -304,7 +304,7 @@ def test_a_run_of_another_configuration(teacher):
     Path("out/student-seed0/config.yaml").write_text("trainer: {max_epochs: 30, default_root_dir: elsewhere}")
     status, _, err = ndkd("compare", "--out", "out", STUDENT)
     assert status == 2
-    assert "out/student-seed0 was made with trainer.max_epochs 30, now it is 60: remove it or choose another" in err
+    assert "out/student-seed0 has trainer.max_epochs 30, not 60: remove it or choose another --out DIR" in err
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -111,8 +111,8 @@ def test_a_light_module_loads_nothing_heavy(module, heavy):
 
 
 def test_size_of_the_whole():
-    """At most 3,500 lines of code, without blanks, comments and docstrings."""
-    assert sum(lines_of_code(file) for file in FILES.values()) <= 3500
+    """At most 4,000 lines of code, without blanks, comments and docstrings."""
+    assert sum(lines_of_code(file) for file in FILES.values()) <= 4000
 
 
 def lines_of_code(file):
