@@ -5,6 +5,7 @@ usage: ndkd COMMAND --config FILE [--config FILE …] [--OPTION VALUE …]
 {commands}
 
 Start here: ndkd fit --config configs/digits/teacher.yaml && ndkd fit --config configs/digits/kd++.yaml
+Many runs and their table: ndkd compare --help
 Help on one command: ndkd COMMAND --help
 """
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from command import REPOSITORY, SHORT, ndkd
 
+from ndkd.cli import COMMANDS
 from ndkd.runs import Run
 
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml"]
@@ -33,7 +34,7 @@ def finished(workplace):
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["test", "-h"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["compare", "-h"], ["--version"]])
 def test_help_answers_at_once_in_a_fresh_process(arguments):
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "ndkd", *arguments], capture_output=True, text=True, check=True)
@@ -43,7 +44,8 @@ def test_help_answers_at_once_in_a_fresh_process(arguments):
 
 def test_help_names_every_command_and_only_options_that_exist(workplace):
     _, listed, _ = ndkd("--help")
-    assert all(f"\n  {command} " in listed for command in ("fit", "validate", "test", "predict"))
+    assert all(f"\n  {command} " in listed for command in COMMANDS)
+    assert COMMANDS.keys() == {"fit", "validate", "test", "predict", "compare", "report", "export"}
     _, page, _ = ndkd("fit", "--help")
     _, everything, _ = ndkd("fit", "--help-all")
     _, module, _ = ndkd("fit", "--model.help", "DistillationModule")
