@@ -61,6 +61,7 @@ def watched(workplace):
             patch.delenv(name, raising=False)
         for name, value in {"MODE": "offline", "SILENT": "true", "DATA_DIR": str(workplace / "staged")}.items():
             patch.setenv(f"WANDB_{name}", value)
+        wandb.finish()
         wandb.teardown()  # what tests of other files have set up reads the environment no more
         assert ndkd(*KDPP, "--trainer.callbacks+=command.Terminated")[0] == 143
         wandb.finish()
