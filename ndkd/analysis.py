@@ -11,7 +11,7 @@ import yaml
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from ndkd.data.configured import configured
+from ndkd.data.configured import configured, evaluation_batches
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.losses.common import unit_vectors
@@ -39,8 +39,6 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[Distillation
     if not {"student", "num_classes"} <= known.keys() or any(".roi_heads." in key for key in weights):
         raise NdkdError(f"checkpoint {run.checkpoint(checkpoint)} is no classifier's of ndkd fit; give the run of one")
     data = configured(config["data"])
-    data.prepare_data()
-    data.setup("test")
     described = {name: known[name] for name in ("student", "num_classes", "class_names")}
     module = DistillationModule(**described, teacher=config["model"]["init_args"]["teacher"])
     module.configure_model()
@@ -56,11 +54,11 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[Distillation
 
 @torch.no_grad()
 def embed(model: nn.Module, data: L.LightningDataModule, projector: nn.Module | None = None) -> dict[str, Tensor]:
-    """Every test image through one model, on a GPU if there is one.
+    """Every test image (of data without any, every validation image) through one model, on a GPU if there is one.
 
     Args:
         model: a run's student or teacher, in evaluation mode.
-        data: whose ``test_dataloader`` gives images and class indices.
+        data: gives images and class indices.
         projector: of a student that has one.
 
     Returns:
@@ -70,8 +68,8 @@ def embed(model: nn.Module, data: L.LightningDataModule, projector: nn.Module | 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, projector = model.to(device), (projector or nn.Identity()).to(device)
     batches = []
-    for images, target in data.test_dataloader():
-        output = model(images.to(device) / (255 if images.dtype == torch.uint8 else 1))
+    for images, target in evaluation_batches(data):
+        output = model(images.to(device))
         batches.append((target, output.logits.cpu(), output.embedding.cpu(), projector(output.embedding).cpu()))
     parts = map(torch.cat, zip(*batches, strict=True))
     return dict(zip(("target", "logits", "embedding", "projected"), parts, strict=True))

@@ -3,6 +3,7 @@
 import io
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ def compare(
     configs: list[str],
     out: Path,
     teacher: str | None = None,
-    seeds: list[int] | None = None,
+    seeds: Sequence[int] = (0,),
     control: str | None = None,
     jobs: int = 1,
     print_commands: bool = False,
-    fit_options: list[str] | None = None,
+    fit_options: Sequence[str] = (),
 ) -> int:
     """Train what is not trained yet, and write ``results.csv``, ``results.md`` and ``results.png``.
 
@@ -51,14 +52,13 @@ def compare(
         NdkdError: a mistake that can be seen before the first run begins, or a teacher that fails.
     """
     command = shlex.join(["ndkd", *sys.argv[1:]])
-    seeds = [0] if seeds is None else seeds
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise NdkdError(f"seeds: wanted different numbers from 0 on, got {' '.join(map(str, seeds))}")
     if jobs < 1:
         raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
     check_folder(out, "--out DIR")
     first = _teacher(teacher) if teacher else None
-    fits = _plan(configs, seeds, out, control, fit_options or [], first)
+    fits = _plan(configs, seeds, out, control, fit_options, first)
     # a checkpoint without a status was put there by hand
     there = first and first.run.is_used and first.run.status().get("state", "finished") == "finished"
     before, left = [first] if first and not there else [], [fit for fit in fits if not fit.is_finished]
@@ -81,7 +81,7 @@ def compare(
 
 
 def _plan(
-    configs: list[str], seeds: list[int], out: Path, control: str | None, fit_options: list[str], teacher: Fit | None
+    configs: list[str], seeds: Sequence[int], out: Path, control: str | None, extra: Sequence[str], teacher: Fit | None
 ) -> list[Fit]:
     """All runs, and what is wrong with them that can be told before the first begins."""
     names = {config: default_run_dir(["fit", *_files(config)], seed=0).name for config in configs}
@@ -90,7 +90,7 @@ def _plan(
             raise NdkdError(f"{some(twice)} have one name, {name}: give each file a name of its own")
     rows, terms = [], []
     for config, name in names.items():
-        options = [*_files(config), *fit_options]
+        options = [*_files(config), *extra]
         resolved = _resolved(name, [*options, "--run_dir", str(out)])
         _check_teacher(name, resolved, teacher)
         weights = {term: entry["weight"] for term, entry in (resolved["model"]["init_args"]["losses"] or {}).items()}
@@ -145,9 +145,7 @@ def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> No
 
 def _check_unchanged(fit: Fit) -> None:
     """Raise ``NdkdError`` if the folder holds a run of another configuration."""
-    if not fit.run.is_used:
-        return
-    changed = differences(fit.config, yaml.safe_load(fit.run.config.read_text()))
-    for name, (now, before) in changed.items():
+    kept = yaml.safe_load(fit.run.config.read_text()) if fit.run.is_used else {}
+    for name, (now, before) in differences(fit.config, kept).items():
         if not name.startswith(PLACES):
             raise NdkdError(f"{fit.run.path} has {name} {before}, not {now}: remove it or choose another --out DIR")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ndkd.data.configured import configured
+from ndkd.data.configured import configured, evaluation_batches
 from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
@@ -116,11 +116,8 @@ def read_run(checkpoint: Path) -> tuple[dict, Run]:
 def first_images(config: dict) -> tuple[L.LightningDataModule, Tensor]:
     """A DataModule and its first batch to test on, or else to validate on: (B, c, h, w) in [0, 1]."""
     data = configured(config)
-    has_test = type(data).test_dataloader is not L.LightningDataModule.test_dataloader
-    data.prepare_data()
-    data.setup("test" if has_test else "validate")
-    for images, *_ in data.test_dataloader() if has_test else data.val_dataloader():
-        return data, (images / 255 if images.dtype == torch.uint8 else images).contiguous()
+    for images, _ in evaluation_batches(data):
+        return data, images.contiguous()
     raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")
 
 
@@ -129,7 +126,7 @@ def write_and_read(network: nn.Module, fresh: nn.Module, format: str, file: Path
     if format in ("safetensors", "torch"):
         weights = {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
         # safetensors' own save_file lets nobody else read the file
-        {"safetensors": lambda *_: file.write_bytes(save(weights)), "torch": torch.save}[format](weights, file)
+        file.write_bytes(save(weights)) if format == "safetensors" else torch.save(weights, file)
         fresh.load_state_dict(read_checkpoint(file))
         return fresh
     # a batch of one would be taken for a constant

@@ -46,8 +46,7 @@ class Fit:
     @property
     def command(self) -> list[str]:
         """The command that does what is left to do."""
-        resume = ["--ckpt_path", "last"] if self.run.is_used else []
-        return ["fit", *self.options, *resume]
+        return ["fit", *self.options, *(["--ckpt_path", "last"] if self.run.is_used else [])]
 
     @property
     def progress(self) -> float:
@@ -73,8 +72,7 @@ class Fit:
 
 def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
     """Run them, so many at a time, with one bar for all; a failure is kept in the fit's ``error``."""
-    places = _places(jobs)
-    waiting, running = list(fits), {}
+    places, waiting, running = _places(jobs), list(fits), {}
     layout = "{l_bar}{bar}| {n:.1f} of {total} runs [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _ended(running):
         while waiting or running:

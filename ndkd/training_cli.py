@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoint_callbacks, in_order
 from ndkd.cli import values_of
-from ndkd.data.configured import DATA_MODULES
+from ndkd.data.configured import DATA_MODULES, has_test
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.memory import keep_freed_memory
@@ -218,8 +217,7 @@ class TrainingCLI(LightningCLI):
         if not kept:
             raise NdkdError("no epoch was trained: there was no batch of training images")
         results = {}
-        has_test = is_overridden("test_dataloader", self.datamodule, L.LightningDataModule)
-        if has_test and self.trainer.limit_test_batches:
+        if has_test(self.datamodule) and self.trainer.limit_test_batches:
             loggers, self.trainer.loggers = self.trainer.loggers, []  # both tests have the same names
             results = {name: self._test(run.checkpoint(name)) for name in kept}
             log_results(loggers, results, self.trainer.global_step)

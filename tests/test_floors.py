@@ -21,7 +21,7 @@ FLOORS = {
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
     "ndkd.runs": (BASE, {"numpy"}),
-    "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"lightning", "jsonargparse"}),
+    "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
     "ndkd.detection": (
