@@ -108,24 +108,3 @@ def test_the_module_names_no_concrete_loss():
 def test_a_light_module_loads_nothing_heavy(module, heavy):
     code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_size_of_the_whole():
-    """At most 4,000 lines of code, without blanks, comments and docstrings."""
-    assert sum(lines_of_code(file) for file in FILES.values()) <= 4000
-
-
-def lines_of_code(file):
-    tree = ast.parse(file.read_text())
-    kept = set()
-    for node in ast.walk(tree):
-        is_docstring = (
-            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        )
-        if isinstance(node, ast.stmt) and not is_docstring:
-            # of a compound statement its header; its body are statements of their own
-            body = getattr(node, "body", None)
-            end = body[0].lineno - 1 if body else node.end_lineno
-            kept |= set(range(node.lineno, max(node.lineno, end) + 1))
-    blank = {n for n, line in enumerate(file.read_text().splitlines(), 1) if not line.strip() or line.strip()[0] == "#"}
-    return len(kept - blank)
