@@ -287,7 +287,8 @@ class DistillationModule(L.LightningModule):
         trained = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         if self.decay == "all":
             return [parameter for _, parameter in trained]
-        own = getattr(self.student.model, "no_weight_decay", set)() if self.decay == "recommended" else ()  # timm's word
+        exempt = getattr(self.student.model, "no_weight_decay", set)  # timm's word
+        own = exempt() if self.decay == "recommended" else ()
         spared = {name for name, parameter in trained if parameter.ndim < 2 or name[len("student.model.") :] in own}
         decayed, others = ([p for name, p in trained if (name in spared) == is_spared] for is_spared in (False, True))
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
