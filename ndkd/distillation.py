@@ -299,6 +299,10 @@ class DistillationModule(L.LightningModule):
             return self.make_lr_scheduler(optimizer)
         in_steps = self.lr_interval == "step"
         total = self.trainer.estimated_stepping_batches if in_steps else self.trainer.max_epochs
+        if 0 in (self.trainer.limit_train_batches, self.trainer.num_training_batches):
+            raise NdkdError("no epoch was trained: there was no batch of training images")
+        if not 1 <= total < float("inf"):
+            raise NdkdError("lr_scheduler: it must know how long the training is: set trainer.max_epochs or max_steps")
         return self.make_lr_scheduler(optimizer, total_steps=total)
 
     # ---- what a task overrides ------------------------------------------------------------------------------------

@@ -623,6 +623,12 @@ def test_a_schedule_is_told_how_long_it_is(fit, make_module, terms, interval, to
     assert asked[1:] == [7]
 
 
+def test_a_schedule_over_a_training_without_end(fit, make_module, terms):
+    module = make_module(terms("ce"), lr_scheduler=partial(WarmupCosineLR, total_steps=None), lr_interval="step")
+    with pytest.raises(NdkdError, match="^lr_scheduler: it must know how long the training is: set trainer.max_epochs"):
+        fit(module, epochs=-1)
+
+
 # ---- metrics ----------------------------------------------------------------------------------------------------
 
 
