@@ -47,8 +47,8 @@ def read(config):
         "student": student["name"],
         "teacher": teacher.get("name"),
         "weights": teacher.get("checkpoint") or teacher.get("pretrained"),
-        "has taps": (bool(student["taps"]), bool(teacher.get("taps"))),
-        "starts": (model["linear_std"], model["projector_std"]),
+        "taps": (student["taps"], teacher.get("taps")),
+        "starts": (model["linear_std"], model["projector_std"] if "nd" in losses else None),
         "losses": {
             name: (
                 term["loss"]["class_path"].split(".")[-1],

@@ -75,6 +75,21 @@ TERMS = {
     "teacher alone": lambda pair: {},
 }
 WITH_PROJECTOR = ("wrn", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
+BLOCKS = {"resnet56": (9, 9, 9), "resnet32x4": (5, 5, 5), "resnet50": (3, 4, 6, 3)}  # of the teachers' stages
+
+
+def taps(pair):
+    """The student's maps, which leave its stages without the stem, and the teacher's before the last activation."""
+    student = [f"layer{stage}" for stage in (1, 2, 3)]
+    if pair.student == "wrn_40_1":
+        student = [f"block{stage}" for stage in (1, 2, 3)]
+    if pair.student == "mobilenet_v2_half":
+        student = [f"blocks.{block}" for block in (1, 2, 4, 6)]  # its last of 16, 8, 4 and 2 pixels
+    if pair.teacher == "wrn_40_2":  # a WRN's stage ends before its activation, which is the next one's
+        teacher = ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"]
+    else:
+        teacher = [f"layer{stage}.{blocks - 1}.preact" for stage, blocks in enumerate(BLOCKS[pair.teacher], 1)]
+    return [*student, "avgpool"], [*teacher, "avgpool"]
 
 
 def recipe(row, name):
@@ -88,7 +103,7 @@ def recipe(row, name):
         "student": f"cifar/{pair.teacher if row == 'teacher alone' else pair.student}",
         "teacher": None if is_alone else f"cifar/{pair.teacher}",
         "weights": None if is_alone else f"checkpoints/cifar_teachers/{pair.folder}/ckpt_epoch_240.pth",
-        "has taps": (not is_alone, not is_alone),
+        "taps": (None, None) if is_alone else taps(pair),
         "starts": (0.01 if drawn else None, None),
         "losses": {"ce": ("CrossEntropyLoss", {}, 0.1 if row == "KD" else 1, 0, 0)} | TERMS[row](pair),
         "inputs": {"ce": ["student.logits", "target"]},
