@@ -43,6 +43,11 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
 
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the weights come from a file or a hub, and are not drawn."""
+        return self.checkpoint is not None or self.pretrained
+
     def build(
         self, num_classes: int, mean: Channels, std: Channels, class_names: Names = None, strict: bool = False
     ) -> FeatureExtractor:
