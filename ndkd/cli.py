@@ -27,6 +27,7 @@ COMMANDS = {
     "test": "measure a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images as CSV",
     "compare": "train every configuration with every seed, and write the table",
+    "table": "print the table of runs that are finished, from their results.csv",
     "report": "show in one page what runs have learnt",
     "export": "write a checkpoint's student for use elsewhere, checked and described",
 }
@@ -115,8 +116,19 @@ def add_compare(add: Callable[..., Any]) -> None:
     add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="each with each of them (default 0)")
     add("--out", type=Path, required=True, metavar="DIR", help="for the runs and results.csv, .md and .png")
     add("--control", metavar="TERM", help="also each configuration with this loss term at weight 0, for example nd")
+    add(
+        "--sweep",
+        nargs="+",
+        default=[],
+        metavar=("TERM", "WEIGHT"),
+        help="each that has this loss term with each weight",
+    )
     add("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
     add("--print-commands", action="store_true", help="print the commands of the runs, and run nothing")
+
+
+def add_table(add: Callable[..., Any]) -> None:
+    add("files", nargs="+", type=Path, metavar="CSV", help="results.csv of ndkd compare; of several, one table")
 
 
 def add_report(add: Callable[..., Any]) -> None:
@@ -130,7 +142,7 @@ def add_export(add: Callable[..., Any]) -> None:
     add("--out", type=Path, required=True, metavar="FILE", help="in a folder of its own; README.md goes beside it")
 
 
-PARSERS = {"compare": add_compare, "report": add_report, "export": add_export}
+PARSERS = {"compare": add_compare, "table": add_table, "report": add_report, "export": add_export}
 
 
 def run_tool(command: str, arguments: list[str]) -> int:

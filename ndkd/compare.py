@@ -1,23 +1,22 @@
 """``ndkd compare``: every configuration with every seed, and one table of what came out."""
 
-import io
+import json
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ndkd.cli import check_config
-from ndkd.errors import NdkdError, one_of, some
-from ndkd.jobs import Fit, run_fits
-from ndkd.runs import Run, check_folder, differences
-from ndkd.tables import write_tables
-from ndkd.training_cli import default_run_dir, run_command
-
-PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger")  # where a run is kept, not what it is
+from ndkd.compare_plan import plan, read_sweep, teacher_fit, teacher_of
+from ndkd.errors import NdkdError, some
+from ndkd.jobs import MEASURED, Fit, run_fits
+from ndkd.runs import check_folder, write_atomically
+from ndkd.table import read_results
+from ndkd.table_figures import pictures
+from ndkd.tables import as_table, write_tables
+from ndkd.teacher_means import write_teacher_means
 
 
 def compare(
@@ -26,14 +25,16 @@ def compare(
     teacher: str | None = None,
     seeds: Sequence[int] = (0,),
     control: str | None = None,
+    sweep: Sequence[str] = (),
     jobs: int = 1,
     print_commands: bool = False,
     fit_options: Sequence[str] = (),
 ) -> int:
-    """Train what is not trained yet, and write ``results.csv``, ``results.md`` and ``results.png``.
+    """Train what is not trained yet, and write ``results.csv``, ``results.md`` and the pictures.
 
     A finished run is not repeated, one that was cut short goes on. Every run is an ordinary ``ndkd fit`` in a process
-    of its own; where there are several GPUs and ``jobs``, each has one of them.
+    of its own; where there are several GPUs and ``jobs``, each has one of them. A run without a teacher is given the
+    class means of the others' teacher, to measure its angles.
 
     Args:
         configs: configurations, the first is what the others are compared with; ``A.yaml,B.yaml`` is A with B over it.
@@ -41,6 +42,7 @@ def compare(
         teacher: configuration of the teacher, trained first into its own run folder unless it is there.
         seeds: each configuration is trained with each of them.
         control: name of a loss term; each configuration that has it is also trained with its weight at 0.
+        sweep: name of a loss term and weights; each configuration that has it is trained with each of them.
         jobs: number of runs at once.
         print_commands: print the commands of all runs that are left to do, and do nothing.
         fit_options: further options of every run but the teacher's.
@@ -57,12 +59,14 @@ def compare(
     if jobs < 1:
         raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
     check_folder(out, "--out DIR")
-    first = _teacher(teacher) if teacher else None
-    fits = _plan(configs, seeds, out, control, fit_options, first)
+    first = teacher_fit(teacher) if teacher else None
+    fits = plan(configs, seeds, out, control, read_sweep(sweep) if sweep else None, fit_options, first)
+    _check_results(out, fits[0])
     # a checkpoint without a status was put there by hand
     there = first and first.run.is_used and first.run.status().get("state", "finished") == "finished"
     before, left = [first] if first and not there else [], [fit for fit in fits if not fit.is_finished]
     if print_commands:
+        give_class_means(left, fits, first, out, write=False)
         for fit in before + left:
             print(shlex.join(["ndkd", *fit.command]))
         return 0
@@ -70,82 +74,84 @@ def compare(
     run_fits(before, 1, out)
     if first and first.error:
         raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
+    give_class_means(left, fits, first, out)
     try:
         run_fits(left, jobs, out)
     finally:
-        print(write_tables([fit.result() for fit in fits], out, command), f"\nresults: {out}/results.md, .csv, .png")
+        _write_results(fits, out, command)
     failed = [fit.run.path.name for fit in fits if fit.error]
     if failed:
         print(f"ndkd: {len(failed)} of {len(fits)} runs failed: {some(failed)}; see {out}/NAME.log", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _plan(
-    configs: list[str], seeds: Sequence[int], out: Path, control: str | None, extra: Sequence[str], teacher: Fit | None
-) -> list[Fit]:
-    """All runs, and what is wrong with them that can be told before the first begins."""
-    names = {config: default_run_dir(["fit", *_files(config)], seed=0).name for config in configs}
-    for name in names.values():
-        if len(twice := [config for config in configs if names[config] == name]) > 1:
-            raise NdkdError(f"{some(twice)} have one name, {name}: give each file a name of its own")
-    rows, terms = [], []
-    for config, name in names.items():
-        options = [*_files(config), *extra]
-        resolved = _resolved(name, [*options, "--run_dir", str(out)])
-        _check_teacher(name, resolved, teacher)
-        weights = {term: entry["weight"] for term, entry in (resolved["model"]["init_args"]["losses"] or {}).items()}
-        terms += weights
-        without = f"{name}-{control}0" if weights.get(control) else None
-        if without:
-            zero = [*options, f"--model.init_args.losses.{control}.weight", "0"]
-            rows.append((without, zero, _resolved(without, [*zero, "--run_dir", str(out)]), None))
-        rows.append((name, options, resolved, without))
-    if control and control not in terms:
-        raise NdkdError(f"control: no configuration has a loss term {control}; {one_of(control, sorted(set(terms)))}")
-    fits = []
-    for seed in seeds:  # outside, so that a table broken off still compares
-        for name, options, resolved, without in rows:
-            run = Run(out / f"{name}-seed{seed}")
-            options = [*options, "--seed_everything", str(seed), "--run_dir", str(run.path)]
-            row = {"config": name, "seed": seed, "control": without}
-            fits.append(Fit(run, options, {**resolved, "seed_everything": seed}, row))
-            _check_unchanged(fits[-1])
-    return fits
+def _write_results(fits: list[Fit], out: Path, command: str) -> None:
+    for fit in fits:
+        kept = {name: value for name, value in fit.config.items() if name not in ("run_dir", "seed_everything")}
+        text = yaml.safe_dump(kept, sort_keys=False)
+        write_atomically(
+            out / "configs" / f"{fit.row['config']}.yaml", lambda file, text=text: file.write(text.encode())
+        )
+    rows = [fit.result() for fit in fits]
+    unmeasured = [row["folder"] for row in rows if row["state"] == "finished" and not row.keys() >= MEASURED.keys()]
+    note = (
+        f"Not in features.png, having no class means or none of their width: {some(unmeasured)}." if unmeasured else ""
+    )
+    table = write_tables(rows, out, command, note)
+    for name, figure in pictures(as_table(rows)):
+        write_atomically(out / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=150, format="png"))
+    print(f"{table}\n{note}" if note else table, f"\nresults: {out}/results.md, .csv, .png")
 
 
-def _teacher(config: str) -> Fit:
-    options = _files(config)
-    return Fit(Run(default_run_dir(["fit", *options], seed=0)), options, _resolved("teacher", options))
+def _check_results(out: Path, fit: Fit) -> None:
+    """Raise ``NdkdError`` if the folder has a table of another protocol, which would be lost."""
+    file = out / "results.csv"
+    found = read_results(file)["protocol"].dropna() if file.is_file() else []
+    if other := [protocol for protocol in found if protocol != fit.protocol]:
+        raise NdkdError(
+            f"{file} has results of {other[0]}, this command's are of {fit.protocol}: choose another --out DIR"
+        )
 
 
-def _files(config: str) -> list[str]:
-    """A configuration's options: of each of its files."""
-    for file in config.split(","):
-        check_config(Path(file))
-    return [option for file in config.split(",") for option in ("--config", file)]
+def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: Path, write: bool = True) -> None:
+    """Let runs without a teacher measure their angles to the class means of the teacher that the others have.
+
+    Args:
+        left: the runs that are left to do.
+        fits: all runs.
+        first: the teacher that is trained first.
+        out: where the means are kept, ``class_means/NAME.safetensors``.
+        write: write files that are not there.
+    """
+    entries = {_identity(entry): entry for fit in fits if (entry := teacher_of(fit.config))}
+    if first and not entries:
+        made = {**first.config["model"]["init_args"]["student"], "checkpoint": str(first.run.checkpoint("last"))}
+        entries = {"": made}
+    wanting = [fit for fit in left if not teacher_of(fit.config) and _can_be_measured(fit.config)]
+    if len(entries) != 1 or not wanting:  # of two teachers none is the one
+        return
+    ready: dict[str, Path | None] = {}
+    for fit in wanting:
+        name = fit.row["config"]
+        if name not in ready:
+            ready[name] = out / "class_means" / f"{name}.safetensors"
+            try:
+                if write:
+                    write_teacher_means(ready[name], *entries.values(), fit.config["data"])
+            except NdkdError as error:
+                print(f"no angles of {name}: {error}")
+                ready[name] = None
+        if ready[name] and ready[name].is_file():
+            fit.options += ["--class_means.file", str(ready[name])]
 
 
-def _resolved(name: str, options: list[str]) -> dict[str, Any]:
-    """The configuration that ``ndkd fit`` makes of these options."""
-    try:
-        with redirect_stdout(io.StringIO()) as text:
-            run_command(["fit", *options, "--print_config"])
-    except NdkdError as error:
-        raise NdkdError(f"configuration {name}: {error}") from error
-    return yaml.safe_load(text.getvalue())
+def _identity(teacher: dict[str, Any]) -> str:
+    """What makes one teacher another."""
+    return json.dumps(
+        {name: teacher.get(name) for name in ("name", "checkpoint", "pretrained", "mean", "std", "kwargs")}
+    )
 
 
-def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> None:
-    wanted = (config["model"]["init_args"].get("teacher") or {}).get("checkpoint")
-    made = [teacher.run.checkpoint(kind) for kind in ("last", "best")] if teacher else []
-    if wanted and not Path(wanted).is_file() and Path(wanted).resolve() not in [path.resolve() for path in made]:
-        trains = f"--teacher trains {made[0]}" if made else "give the teacher's configuration as --teacher CONFIG"
-        raise NdkdError(f"configuration {name}: its teacher {wanted} does not exist; {trains}")
-
-
-def _check_unchanged(fit: Fit) -> None:
-    """Raise ``NdkdError`` if the folder holds a run of another configuration."""
-    kept = yaml.safe_load(fit.run.config.read_text()) if fit.run.is_used else {}
-    for name, (now, before) in differences(fit.config, kept).items():
-        if not name.startswith(PLACES):
-            raise NdkdError(f"{fit.run.path} has {name} {before}, not {now}: remove it or choose another --out DIR")
+def _can_be_measured(config: dict[str, Any]) -> bool:
+    """A classifier, which nobody has given a file of means."""
+    return config["model"]["class_path"].endswith(".DistillationModule") and not config["class_means"]["file"]

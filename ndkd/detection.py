@@ -44,6 +44,7 @@ class DetectionDistillationModule(DistillationModule):
 
     headline = "ap", "AP"
     absent_classes = True  # an image set need not show every class
+    has_embeddings = False
 
     def _extractor(self, source: ModelConfig | nn.Module, data: Any, strict: bool = False) -> FeatureExtractor:
         family, _, backbone = source.name.partition("/") if isinstance(source, ModelConfig) else ("", "", "")

@@ -92,6 +92,7 @@ class DistillationModule(L.LightningModule):
 
     headline = "acc1", "accuracy"  # the metric by which the best epoch is chosen, and its name in words
     absent_classes = False  # whether a class may have no sample to take a mean of
+    has_embeddings = True  # whether an evaluation gives one embedding per image
 
     def __init__(
         self,

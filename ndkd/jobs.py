@@ -17,6 +17,8 @@ from tqdm import tqdm
 from ndkd.runs import Run
 
 NDKD = [sys.executable, "-m", "ndkd"]
+EVALUATED = ("root", "val", "val_size", "image_size")  # options of the data that say what is evaluated
+MEASURED = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
 
 
 @dataclass
@@ -44,6 +46,18 @@ class Fit:
         return status.get("state") == "finished" and "results" in status
 
     @property
+    def protocol(self) -> str:
+        """What results must have in common to stand in one table: the images, and how long was trained."""
+        data, trainer = self.config["data"], self.config["trainer"]
+        given = {name: value for name, value in data.get("init_args", {}).items() if name in EVALUATED and value}
+        images = [f"{name} {Path(value).name if isinstance(value, str) else value}" for name, value in given.items()]
+        in_epochs = (trainer["max_epochs"] or -1) > 0
+        length = f"{trainer['max_epochs']} epochs" if in_epochs else f"{trainer['max_steps']} steps"
+        limits = {f"limit_{part}_batches": trainer.get(f"limit_{part}_batches") for part in ("train", "val", "test")}
+        limited = [f"{name} {value:g}" for name, value in limits.items() if value not in (None, 1.0)]
+        return ", ".join([data["class_path"].rpartition(".")[2], *images, length, *limited])
+
+    @property
     def command(self) -> list[str]:
         """The command that does what is left to do."""
         return ["fit", *self.options, *(["--ckpt_path", "last"] if self.run.is_used else [])]
@@ -60,6 +74,7 @@ class Fit:
         status = self.run.status()
         state = "finished" if self.is_finished else "failed" if self.error else status.get("state", "not run")
         found = {**self.row, "state": state, "error": self.error, "folder": self.run.path.name}
+        found["protocol"] = self.protocol
         if self.is_finished:
             tested = bool(status["results"])
             metric = f"{'test' if tested else 'val'}/{status['headline']}"
@@ -67,7 +82,16 @@ class Fit:
             found |= {"metric": metric, "seconds": status["seconds"], "parameters": status["parameters"]}
             for name, values in epochs.items():
                 found |= {name: 100 * values[metric], f"{name}_epoch": values["epoch"]}
+            found |= self._origin(status)
+            at_the_end = self.run.metrics()[-1]
+            found |= {name: float(at_the_end[column]) for name, column in MEASURED.items() if at_the_end.get(column)}
         return found
+
+    def _origin(self, status: dict[str, Any]) -> dict[str, Any]:
+        """When, where and by what the run was made."""
+        versions = status.get("versions", {})
+        known = {"date": status.get("date"), "commit": status.get("git_commit"), "machine": status.get("machine")}
+        return {**known, "torch": versions.get("torch"), "precision": self.config["trainer"].get("precision")}
 
 
 def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:

@@ -31,8 +31,8 @@ def report(runs: list[Path], out: Path | None = None) -> None:
         out: the folder; by default ``report`` in the run's folder, of several runs in the one that they lie in.
 
     Raises:
-        NdkdError: a folder that is no run, is named twice, has no finished epoch or is damaged; a place that cannot
-            be written to or holds something else.
+        NdkdError: a folder that is no run, is named twice, has no finished epoch or is damaged; runs on other classes
+            or with another metric; a place that cannot be written to or holds something else.
     """
     folders = [path.resolve() for path in runs]
     if twice := [str(path) for path, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
@@ -41,6 +41,7 @@ def report(runs: list[Path], out: Path | None = None) -> None:
     given = zip(runs, folders, cycle(COLOURS), strict=False)
     shown = [ShownRun(path, str(folder.relative_to(common)), colour) for path, folder, colour in given]
     for run in shown[1:]:
+        check_one_task(run, shown[0])
         run.compare(shown[0])
     out = (out or (folders[0] if len(runs) == 1 else common) / "report").resolve()
     check_place(out)
@@ -64,6 +65,18 @@ def report(runs: list[Path], out: Path | None = None) -> None:
             out.rename(Path(folder) / "old")
         new.rename(out)
     print(f"report: {out / 'index.html'}")
+
+
+def check_one_task(run: "ShownRun", baseline: "ShownRun") -> None:
+    """Raise ``NdkdError`` if two runs were measured in ways that cannot be compared."""
+    names = {"by the metric": "headline", "on the data": "data", "on the classes": "class_names"}
+    for what, name in names.items():
+        found, wanted = getattr(run, name), getattr(baseline, name)
+        if found and wanted and found != wanted:
+            found, wanted = (some(each) if isinstance(each, list) else each for each in (found, wanted))
+            raise NdkdError(
+                f"{run.name} was measured {what} {found}, {baseline.name} {what} {wanted}: report them apart"
+            )
 
 
 def check_place(out: Path) -> None:
@@ -102,6 +115,7 @@ class ShownRun:
         if self.metrics.empty:
             why = self.status.get("error") or f"its state is {self.state}"
             raise NdkdError(f"run {path} has no finished epoch to show ({why}); train it first")
+        self.data = ((self.config or {}).get("data") or {}).get("class_path", "").rpartition(".")[2]
         self.metrics = self.metrics.set_index("epoch").join(quantiles_over_epochs(self.features))
         checkpoint = read_checkpoint(run.checkpoint("last")) if run.is_used else {}
         self.class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
@@ -124,6 +138,15 @@ class ShownRun:
         if self.is_comparable:
             self.class_change = self.per_class - baseline.per_class
             self.confusions = confusion_changes(baseline.predictions, self.predictions)
+
+    def norm_and_angle(self) -> dict[str, float]:
+        """The means after the last epoch and the accuracy, if all three are known."""
+        at_the_end = self.metrics.iloc[-1]
+        columns = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
+        found = {name: at_the_end.get(column, np.nan) for name, column in columns.items()}
+        if not self.results or not np.isfinite(list(found.values())).all():
+            return {}
+        return {"config": self.name, **found, "last": self.accuracy(next(iter(self.results)), "last")}
 
     def accuracy(self, images: str, epoch: str) -> float:
         """The headline metric in percent on the ``test`` or ``val`` images, of the ``last`` or ``best`` epoch."""

@@ -24,6 +24,7 @@ CURVES = {
     "angles_over_epochs": ("angle", "angle to the class mean (°)", "linear"),
 }
 NORMS = ["student_norm", "projected_norm", "teacher_norm"]
+MARKERS = "osD^vPX*"
 
 
 def figures(runs: list[Any]) -> Iterator[tuple[str, Figure]]:
@@ -45,6 +46,35 @@ def figures(runs: list[Any]) -> Iterator[tuple[str, Figure]]:
         yield "norms", histograms(having, NORMS, "norm: raw (filled), projected (line), the teacher’s (dashed)", "log")
     if having := [run for run in runs if "angle" in run.metrics]:
         yield "angles", histograms(having, ["angle"], "angle to the teacher’s class mean (°)", "linear")
+    if len(having := [run for run in runs if run.norm_and_angle()]) > 1:
+        points, label = pd.DataFrame([run.norm_and_angle() for run in having]), "accuracy after the last epoch (%)"
+        yield "features", norm_and_angle(points, label, [run.colour for run in having])
+
+
+def norm_and_angle(points: pd.DataFrame, label: str, colours: list[str] = COLOURS) -> Figure:
+    """Accuracy against the two things that the ND loss changes; a dot per run, a colour and a marker per configuration.
+
+    Args:
+        points: ``config``, ``angle`` (°), ``relative_norm`` and ``last``, the accuracy (%), a row per run.
+        label: of the accuracy.
+        colours: of the configurations, in their order.
+    """
+    configs = points.groupby("config", sort=False)
+    figure = Figure(figsize=(9, 4.2 + 0.22 * (len(configs) // 4)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for k, (name, rows) in enumerate(configs):
+        # after so many configurations a colour comes again, with another marker
+        style = {"color": colours[k % len(colours)], "marker": MARKERS[(k + k // len(colours)) % len(MARKERS)]}
+        for axes, column in zip(panels, ("angle", "relative_norm"), strict=True):
+            shown = shorten(name) if axes is panels[0] else None
+            axes.scatter(rows[column], rows["last"], s=34, alpha=0.85, linewidth=0, label=shown, **style)
+    panels[0].set(xlabel="mean angle to the teacher’s class mean (°)", ylabel=label)
+    panels[1].set(xlabel="mean norm / the teacher’s mean norm")
+    panels[1].axvline(1, zorder=0, **REFERENCE)
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    return figure
 
 
 def shorten(name: str) -> str:

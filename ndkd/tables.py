@@ -1,4 +1,4 @@
-"""The results of many runs as CSV, Markdown and a picture."""
+"""The results of many runs as CSV and Markdown, and the statistics of both."""
 
 import os
 import platform
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 
 from ndkd.runs import write_atomically
 
-COLUMNS = ["config", "control", "seed", "state", "metric", "last", "last_epoch", "best", "best_epoch"]
-COLUMNS += ["seconds", "parameters", "error", "folder"]
+COLUMNS = ["config", "control", "term", "weight", "seed", "state", "metric", "last", "last_epoch", "best", "best_epoch"]
+COLUMNS += ["angle", "relative_norm", "seconds", "parameters", "protocol", "precision", "date", "commit", "machine"]
+COLUMNS += ["torch", "error", "folder"]
 
 LEGEND = """\
 In percent; mean ± standard deviation over the seeds, in brackets the 95 % interval of the mean (Student's t).
@@ -21,23 +21,29 @@ Differences are of the last epoch and paired by seed; the control is the same co
 weight 0. “Best” is the epoch that was best on the validation images."""
 
 
-def write_tables(rows: list[dict[str, Any]], out: Path, command: str) -> str:
-    """Write ``results.csv`` (a row per run), ``results.md`` (a row per configuration) and ``results.png``.
+def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row per run, as in results.csv; of each what :meth:`ndkd.jobs.Fit.result` gives."""
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str = "") -> str:
+    """Write ``results.csv`` (a row per run) and ``results.md`` (a row per configuration).
 
     Args:
-        rows: of each run what :meth:`ndkd.compare.Fit.result` gives.
+        rows: of each run what :meth:`ndkd.jobs.Fit.result` gives.
         out: the folder.
         command: what made them.
+        notes: what else is to be said in results.md.
 
     Returns:
         The table of ``results.md``.
     """
-    runs = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    table, figure = markdown(runs), picture(runs)
+    runs = as_table(rows)
+    table = markdown(runs)
     write_atomically(out / "results.csv", lambda file: runs.to_csv(file, index=False))
-    text = f"{table}\n\n{LEGEND}\n\n`{command}`, {date.today()}, {platform.platform()}, {os.cpu_count()} cores.\n"
+    made = f"`{command}`, {date.today()}, {platform.platform()}, {os.cpu_count()} cores."
+    text = "\n\n".join(part for part in (table, LEGEND, notes, made) if part) + "\n"
     write_atomically(out / "results.md", lambda file: file.write(text.encode()))
-    write_atomically(out / "results.png", lambda file: figure.savefig(file, dpi=150, format="png"))
     return table
 
 
@@ -45,7 +51,8 @@ def differences_by_seed(runs: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
     """Per configuration the last epoch's value minus ``first``'s and minus ``control``'s, where both have it."""
     last = runs.pivot(index="seed", columns="config", values="last").astype(float)
     controls = runs.drop_duplicates("config").set_index("config")["control"]
-    first = next(name for name in controls.index if name not in set(controls))
+    swept = set(runs["config"][runs["weight"].notna()])  # there the weight of 0 is one of the rows
+    first = next(name for name in controls.index if name not in set(controls) or name in swept)
     held = {"first": dict.fromkeys(controls.index.drop(first), first), "control": controls.dropna().to_dict()}
     return {kind: {name: last[name] - last[other] for name, other in pairs.items()} for kind, pairs in held.items()}
 
@@ -85,24 +92,3 @@ def _shown(values: pd.Series | None, signed: bool) -> str:
     if values.count() == 1:
         return f"{mean:{sign}.2f}"
     return f"{mean:{sign}.2f} ± {values.std():.2f} [{mean - half:{sign}.2f}, {mean + half:{sign}.2f}]"
-
-
-def picture(runs: pd.DataFrame) -> Figure:
-    """Each seed a dot, the mean with its 95 % interval; at the right the differences from the first configuration."""
-    names, gains = list(runs["config"].unique()), differences_by_seed(runs)["first"]
-    metric = next(iter(runs["metric"].dropna()), "result")
-    figure = Figure(figsize=(9, 1.2 + 0.4 * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    last = runs.astype({"last": float}).groupby("config")["last"]
-    for axes, values in ((left, {name: last.get_group(name) for name in names}), (right, gains)):
-        for height, name in enumerate(names):
-            if name in values and values[name].count():
-                found = values[name].dropna()
-                axes.plot(found, [height] * len(found), "o", color="0.4", markersize=4, zorder=3)
-                axes.errorbar(found.mean(), height, xerr=half_interval(found), fmt="D", color="C0", capsize=4)
-        axes.grid(axis="x", alpha=0.3)
-    left.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{metric} after the last epoch (%)")
-    left.invert_yaxis()
-    right.axvline(0, color="0.4", linewidth=1)
-    right.set(xlabel="difference from " + next((name for name in names if name not in gains), "") + ", paired by seed")
-    return figure

@@ -1,5 +1,6 @@
 """Many runs and their table. Most tests let a script stand in for ``ndkd fit``; one trains."""
 
+import copy
 import os
 import re
 import shlex
@@ -7,16 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 from command import REPOSITORY, SHORT, ndkd
 
-from ndkd import compare, jobs
+from ndkd import compare_plan, jobs
+from ndkd.callbacks.class_means_file import read_class_means
 from ndkd.runs import Run
-from ndkd.tables import differences_by_seed, half_interval, write_tables
+from ndkd.tables import as_table, differences_by_seed, half_interval, write_tables
 
 STUDENT, KD, KDPP = (f"configs/digits/{name}.yaml" for name in ("student", "kd", "kd++"))
 TEACHER = ["--teacher", "configs/digits/teacher.yaml"]
@@ -74,7 +79,7 @@ def teacher(folder):
 @pytest.fixture(scope="module")
 def resolved():
     """What the parser makes of a configuration, once for all tests: it takes a second."""
-    kept, original = {}, compare._resolved
+    kept, original = {}, compare_plan._resolved
 
     def once(name, options):
         key = tuple(options)
@@ -87,7 +92,7 @@ def resolved():
 
 @pytest.fixture(autouse=True)
 def parsed_once(monkeypatch, resolved):
-    monkeypatch.setattr(compare, "_resolved", resolved)
+    monkeypatch.setattr(compare_plan, "_resolved", resolved)
 
 
 def calls():
@@ -134,6 +139,54 @@ def test_control_trains_without_the_term(teacher):
     assert list(calls()["run"]) == ["student-seed0", "kd++-nd0-seed0", "kd++-seed0"]
     assert "--model.init_args.losses.nd.weight 0 --seed_everything 0" in " ".join(calls()["options"][1])
     assert list(results()["control"].fillna("")) == ["", "", "kd++-nd0"]
+
+
+def test_a_sweep_trains_with_each_weight(teacher):
+    command = ["compare", "--sweep", "nd", 0, 0.5, 1e-05, "--seeds", 0, 1, "--out", "out", STUDENT, KDPP]
+    assert ndkd(*command)[0] == 0
+    names = ["student", "kd++-nd0", "kd++-nd0.5", "kd++-nd1e-05"]
+    assert list(calls()["run"]) == [f"{name}-seed{seed}" for seed in (0, 1) for name in names]
+    assert "--model.init_args.losses.nd.weight 0.5 --seed_everything 0" in " ".join(calls()["options"][2])
+    found = results()
+    assert list(found["term"].fillna("")[:4]) == ["", "nd", "nd", "nd"]
+    assert list(found["weight"][1:4]) == [0, 0.5, 1e-05]
+    assert list(found["control"].fillna("")[:4]) == ["", "", "kd++-nd0", "kd++-nd0"]
+    assert Path("out/sweep.png").is_file()
+    kept = yaml.safe_load(Path("out/configs/kd++-nd1e-05.yaml").read_text())
+    assert kept["model"]["init_args"]["losses"]["nd"]["weight"] == 1e-05
+    assert ndkd(*command)[0] == 0
+    assert len(calls()) == 8  # nothing is trained twice
+    assert ndkd(*command, "--print-commands")[1] == ""
+
+
+def test_a_sweep_without_zero_is_drawn_from_its_first_weight(teacher):
+    _, out, _ = ndkd("compare", "--sweep", "nd", 2, 4, "--out", "out", KDPP)
+    assert "minus kd++-nd2 | minus control" in out
+    assert results()["control"].isna().all()
+
+
+def test_sweep_and_control(teacher):
+    both = ["--control", "nd", "--sweep", "nd", "0.5", "1", "--out", "out", "--print-commands"]
+    names = [line.rpartition("out/")[2] for line in ndkd("compare", *both, KDPP)[1].splitlines()]
+    assert names == ["kd++-nd0-seed0", "kd++-nd0.5-seed0", "kd++-nd1-seed0"]
+    other = ["--control", "kd", "--sweep", "nd", "0", "1", "--out", "out", "--print-commands"]
+    names = [line.rpartition("out/")[2] for line in ndkd("compare", *other, KDPP)[1].splitlines()]
+    assert names == ["kd++-kd0-nd0-seed0", "kd++-nd0-seed0", "kd++-kd0-nd1-seed0", "kd++-nd1-seed0"]
+
+
+def test_a_row_is_named_after_the_file_that_spells_its_losses(teacher):
+    Path("short.yaml").write_text("trainer: {max_epochs: 60}\n")
+    Path("mine.yaml").write_text("model: {init_args: {losses: {ce: {loss: torch.nn.CrossEntropyLoss, "
+                                 "inputs: [student.logits, target]}}}}\n")  # fmt: skip
+    given = {
+        KD: "kd",
+        f"{KD},mine.yaml": "mine",
+        f"{KD},short.yaml": "kd,short",
+        f"{KD},mine.yaml,short.yaml": "mine,short",
+        f"{STUDENT},configs/loggers/tensorboard.yaml": "student",
+    }
+    _, out, _ = ndkd("compare", "--out", "out", "--print-commands", *given)
+    assert [line.rpartition("out/")[2] for line in out.splitlines()] == [f"{name}-seed0" for name in given.values()]
 
 
 def test_overlays_and_options_of_every_run(teacher):
@@ -268,6 +321,22 @@ BAD = {
     "no config": ([], "the following arguments are required: CONFIG; see ndkd compare --help"),
     "an unknown option": ([STUDENT, "--sedes", "1"], "unrecognized arguments: --sedes 1; see ndkd compare --help"),
     "an unknown control": ([KDPP, "--control", "dn"], "no configuration has a loss term dn; known: ce, kd, nd"),
+    "an unknown term": ([KDPP, "--sweep", "ndd", "1"], "no configuration has a loss term ndd; did you mean nd?"),
+    "a weight twice": (
+        [KDPP, "--sweep", "nd", "1", "1.0"],
+        "sweep: wanted different weights of nd from 0 on, got 1 1.0",
+    ),
+    "a negative weight": ([KDPP, "--sweep", "nd", "1", "-2"], "different weights of nd from 0 on, got 1 -2"),
+    "a weight that is not finite": ([KDPP, "--sweep", "nd", "inf"], "different weights of nd from 0 on, got inf"),
+    "a weight that is no number": ([KDPP, "--sweep", "nd", "nan", "1"], "weights of nd from 0 on, got nan 1"),
+    "no weight": ([KDPP, "--sweep", "nd"], "different weights of nd from 0 on, got none"),
+    "a config for a weight": (["--sweep", "nd", "1", KDPP, "--", KD], "arguments are required: CONFIG"),
+    "words for weights": ([KDPP, "--sweep", "nd", "1", KD], "wanted weights of nd, got configs/digits/kd.yaml; put"),
+    "two lengths": (
+        [STUDENT, f"{KD},longer.yaml"],
+        "kd,longer is DigitsDataModule, val_size 200, 90 epochs, student DigitsDataModule, val_size 200, "
+        "60 epochs: results of two protocols do not belong in one table; compare them apart",
+    ),
     "no YAML": (["broken.yaml"], "configuration broken: "),
     "an unknown entry": (["wrong.yaml"], "configuration wrong: Group 'trainer' does not accept option 'max_epoch'"),
     "output that is a file": ([STUDENT, "--out", "wrong.yaml"], "folder wrong.yaml cannot be made: .*with --out DIR"),
@@ -279,6 +348,7 @@ def test_bad_input(teacher, case):
     arguments, message = BAD[case]
     Path("other").mkdir()
     Path("other/kd.yaml").write_text(Path(KD).read_text())
+    Path("longer.yaml").write_text("trainer: {max_epochs: 90}")
     Path("broken.yaml").write_text("trainer: {max_epochs: [")
     Path("wrong.yaml").write_text("trainer: {max_epoch: 3}\n" + Path(STUDENT).read_text().split("max_epochs: 60")[1])
     before = sorted(Path().rglob("*"))
@@ -307,6 +377,115 @@ def test_a_run_of_another_configuration(teacher):
     assert "out/student-seed0 has trainer.max_epochs 30, not 60: remove it or choose another --out DIR" in err
 
 
+def test_a_run_with_other_terms_or_another_width(teacher):
+    """Entries that only one of the two has."""
+    assert ndkd("compare", "--out", "out", KDPP)[0] == 0
+    config, file = compare_plan._resolved("kd++", ["--config", KDPP, "--run_dir", "out"]), Run("out/kd++-seed0").config
+    for change, message in (
+        (lambda model: model["losses"].pop("nd"), "has model.init_args.losses ce kd, not ce kd nd: remove it"),
+        (
+            lambda model: model["student"].update(kwargs={"widths": [8] * 4}),
+            "student.kwargs widths, not none: remove it",
+        ),
+    ):
+        other = copy.deepcopy(config)
+        change(other["model"]["init_args"])
+        file.write_text(yaml.safe_dump(other))
+        status, _, err = ndkd("compare", "--out", "out", KDPP)
+        assert status == 2
+        assert message in err
+
+
+def test_a_table_of_another_protocol_is_not_lost(teacher):
+    assert ndkd("compare", "--out", "out", STUDENT)[0] == 0
+    before = Path("out/results.csv").read_text()
+    status, _, err = ndkd("compare", "--out", "out", KDPP, "--", "--trainer.max_epochs", "6")
+    assert status == 2
+    assert err == (
+        "ndkd: out/results.csv has results of DigitsDataModule, val_size 200, 60 epochs, this command's are of "
+        "DigitsDataModule, val_size 200, 6 epochs: choose another --out DIR\n"
+    )
+    assert Path("out/results.csv").read_text() == before
+    assert ndkd("compare", "--out", "out", KDPP)[0] == 0
+
+
+# ---- whose class means ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def means_written(monkeypatch):
+    """The teacher's class means are not computed; what was asked for."""
+    asked = []
+
+    def write(file, teacher, data):
+        asked.append((str(file), teacher["checkpoint"], data["init_args"]["train_size"]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    monkeypatch.setattr("ndkd.compare.write_teacher_means", write)
+    return asked
+
+
+def given_means():
+    """Of each run that was started, the file of class means."""
+    options = calls().set_index("run")["options"]
+    return {
+        run: given[given.index("--class_means.file") + 1]
+        for run, given in options.items()
+        if "--class_means.file" in given
+    }
+
+
+def test_runs_without_a_teacher_are_given_the_others_class_means(teacher, means_written):
+    file = "out/class_means/student.safetensors"
+    command = ["compare", "--seeds", 0, 1, "--out", "out", STUDENT, KDPP]
+    assert ndkd(*command)[0] == 0
+    assert given_means() == {"student-seed0": file, "student-seed1": file}
+    assert means_written == [(file, "runs/digits/teacher/checkpoints/last.ckpt", 100)]
+    config = copy.deepcopy(compare_plan._resolved("student", ["--config", STUDENT, "--run_dir", "out"]))
+    config["class_means"]["file"] = file  # as ndkd fit keeps it
+    Run("out/student-seed0").config.write_text(yaml.safe_dump(config))
+    assert ndkd(*command)[0] == 0  # the same run
+    assert len(calls()) == 4
+
+
+def test_a_teacher_of_no_configuration(teacher, means_written):
+    assert ndkd("compare", *TEACHER, "--out", "out", STUDENT)[0] == 0
+    assert means_written[0][1] == "runs/digits/teacher/checkpoints/last.ckpt"
+
+
+def test_without_a_teacher_or_with_two_nobody_is_measured(teacher, means_written):
+    assert ndkd("compare", "--out", "out", STUDENT)[0] == 0
+    Path("other.yaml").write_text("model: {init_args: {teacher: {checkpoint: other.ckpt}}}")
+    Path("other.ckpt").touch()
+    assert ndkd("compare", "--seeds", 1, "--out", "out", STUDENT, KD, f"{KDPP},other.yaml")[0] == 0
+    assert not means_written
+    assert not given_means()
+
+
+def test_means_that_the_user_gives_are_kept(teacher, means_written):
+    options = ["--class_means.file", "mine.safetensors"]
+    assert ndkd("compare", "--out", "out", STUDENT, "--", *options)[0] == 0
+    assert not means_written
+    assert given_means() == {"student-seed0": "mine.safetensors"}
+
+
+def test_printed_commands_name_means_that_are_there(teacher, means_written):
+    command = ["compare", "--out", "out", "--print-commands", STUDENT, KD]
+    assert "class_means" not in ndkd(*command)[1]
+    assert not means_written
+    Path("out/class_means").mkdir(parents=True)
+    Path("out/class_means/student.safetensors").touch()
+    assert ndkd(*command)[1].splitlines()[0].endswith("--class_means.file out/class_means/student.safetensors")
+
+
+def test_a_teacher_that_cannot_be_read_is_said(teacher):
+    status, out, _ = ndkd("compare", "--out", "out", STUDENT, KD)
+    assert status == 0
+    assert "no angles of student: checkpoint runs/digits/teacher/checkpoints/last.ckpt is damaged" in out
+    assert not given_means()
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 ACCURACY = {"a": [70.0, 72.0, 71.0], "b-nd0": [71.0, 74.0, 75.0], "b": [72.0, 74.5, 76.0]}
@@ -321,7 +500,7 @@ def rows(accuracy=ACCURACY):
 
 
 def test_differences_are_paired_by_seed():
-    runs = pd.DataFrame(rows())
+    runs = as_table(rows())
     runs.loc[(runs["config"] == "a") & (runs["seed"] == 2), "last"] = np.nan  # not there
     found = differences_by_seed(runs)
     assert found["first"].keys() == {"b", "b-nd0"}
@@ -352,7 +531,7 @@ def test_markdown(tmp_path):
 def test_files_where_nothing_has_finished(tmp_path):
     nothing = [{"config": "a", "seed": 0, "control": None, "state": "failed", "error": "no memory"}]
     write_tables(nothing, tmp_path, "ndkd compare")
-    assert {file.name for file in tmp_path.iterdir()} == {"results.csv", "results.md", "results.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {"results.csv", "results.md"}
     assert "| a, seed 0 | failed: no memory |" in (tmp_path / "results.md").read_text()
 
 
@@ -368,6 +547,23 @@ def test_two_real_runs(workplace):
         wanted = Run(f"real/{name}-seed0").status()["results"]
         assert found["last"][name] == pytest.approx(100 * wanted["last"]["test/acc1"])
         assert found["best_epoch"][name] == wanted["best"]["epoch"]
+    for name in ("student", "kd++"):
+        last = Run(f"real/{name}-seed0").metrics()[-1]
+        assert found["angle"][name] == pytest.approx(float(last["features/angle_mean"]))
+        assert found["relative_norm"][name] == pytest.approx(float(last["features/relative_norm"]))
+        status_of_run = Run(f"real/{name}-seed0").status()
+        assert found["date"][name] == status_of_run["date"] == date.today().isoformat()
+        assert found["machine"][name] == status_of_run["machine"]
+        assert found["torch"][name] == status_of_run["versions"]["torch"]
+        kept = yaml.safe_load(Path(f"real/configs/{name}.yaml").read_text())
+        assert kept["trainer"]["max_epochs"] == 1
+        assert "run_dir" not in kept
+    assert set(found["protocol"]) == {"DigitsDataModule, val_size 200, 1 epochs, limit_test_batches 2"}
+    means = read_class_means("real/class_means/student.safetensors").class_means
+    trained = torch.load("real/kd++-seed0/checkpoints/last.ckpt", weights_only=True)["state_dict"]["class_means"]
+    torch.testing.assert_close(means, trained, rtol=0, atol=1e-5)  # the same teacher on the same images
+    assert all(Path("real", name).is_file() for name in ("results.png", "features.png", "results.md"))
+    assert "Not in features.png" not in out
     assert found["parameters"]["student"] == found["parameters"]["kd++"] == 78042
     status, again, _ = ndkd("compare", *TEACHER, "--out", "real", STUDENT, KDPP, "--", *options)
     assert status == 0

@@ -38,11 +38,22 @@ FLOORS = {
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
     "ndkd.compare": (
-        {*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "runs", "tables", "training_cli"))},
+        {
+            *BASE,
+            *(f"ndkd.{name}" for name in ("compare_plan", "jobs", "runs", "table", "table_figures", "tables")),
+            "ndkd.teacher_means",
+        },
         {"yaml"},
     ),
+    "ndkd.compare_plan": ({*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "runs", "training_cli"))}, {"yaml"}),
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
-    "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
+    "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy"}),
+    "ndkd.table": ({*BASE, "ndkd.tables"}, {"pandas"}),
+    "ndkd.table_figures": ({"ndkd.report_figures", "ndkd.tables"}, {"pandas", "matplotlib"}),
+    "ndkd.teacher_means": (
+        {*BASE, "ndkd.callbacks.class_means_file", "ndkd.callbacks.class_sums", "ndkd.data", "ndkd.models"},
+        {"torch", "tqdm"},
+    ),
     "ndkd.analysis": (
         {*BASE, "ndkd.data", "ndkd.distillation", "ndkd.losses", "ndkd.models", "ndkd.runs"},
         {"torch", "lightning", "yaml", "numpy", "pandas", "sklearn", "matplotlib"},
@@ -57,7 +68,10 @@ FLOORS = {
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
-    "ndkd.cli": ({*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "report", "export"))}, set()),
+    "ndkd.cli": (
+        {*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "table", "report", "export"))},
+        set(),
+    ),
     "ndkd.__main__": ({"ndkd.cli"}, set()),
     "ndkd": (set(), set()),
 }

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from command import ndkd
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ndkd import report_figures
 from ndkd.report import ShownRun, calibration_error, confusion_changes, quantiles_over_epochs, report
 from ndkd.report_figures import classes
 from ndkd.runs import Run
@@ -127,7 +129,7 @@ def test_a_comparison_says_what_was_found_and_needs_no_other_file(make_run, tmp_
     assert "failed did not finish, and is not judged; its state is failed: <b>boom</b>" in page.text
     assert not page.tags & {"h4"}
     assert "<i>cat</i> →" in page.text or "→ <i>cat</i>" in page.text
-    assert "No angle: base and failed (no loss of theirs uses the class means)." in page.text
+    assert "No angle: base and failed (neither a teacher nor a file of class means, or of another width)." in page.text
     assert "one seed: a difference between two runs is no proof" in page.text
     assert "1:02:03" in page.text
     assert "01234567" in page.text
@@ -280,6 +282,35 @@ def test_names_are_what_tells_the_folders_apart(make_run, tmp_path):
     assert "cifar/seed0/kd is as good as the baseline" in page.text
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures by their names; none is drawn."""
+    made = {}
+
+    def note(runs):
+        made.update(report_figures.figures(runs))
+        return iter(())
+
+    monkeypatch.setattr("ndkd.report.figures", note)
+    return made
+
+
+def test_accuracy_is_shown_against_angle_and_relative_norm(make_run, drawn, tmp_path):
+    runs = [make_run(name, 2, accuracy=accuracy) for name, accuracy in (("a", 0.5), ("b", 0.75), ("old", 0.9))]
+    for run, angle, norm in zip(runs, (40.0, 30.5), (0.5, 1.25), strict=False):
+        last = run.metrics()[-1]
+        run.add_metrics({**last, "epoch": 1, "features/angle_mean": angle, "features/relative_norm": norm})
+    page_of(*runs, out=tmp_path / "page")
+    panels = drawn["features"].axes
+    points = [[dots.get_offsets()[0].tolist() for dots in axes.collections] for axes in panels]
+    assert points == [[[40.0, 50.0], [30.5, 75.0]], [[0.5, 50.0], [1.25, 75.0]]]
+    colours = [to_hex(dots.get_facecolor()[0]) for dots in panels[0].collections]
+    assert colours == report_figures.COLOURS[:2]
+    drawn.clear()
+    page_of(runs[0], runs[2], out=tmp_path / "page")
+    assert "features" not in drawn  # a single dot says nothing
+
+
 # ---- what goes wrong -----------------------------------------------------------------------------------------------
 
 
@@ -305,6 +336,24 @@ def test_bad_input_is_one_line_and_writes_nothing(make_run, tmp_path):
         assert err.startswith(f"ndkd: {message}")
         assert err.count("\n") == 1
         assert files_under(tmp_path) == before
+
+
+def test_runs_that_were_measured_in_different_ways_are_reported_apart(make_run, tmp_path):
+    base = make_run("base", 1, class_names=["cat", "dog"])
+    base.config.write_text("data: {class_path: ndkd.data.DigitsDataModule}")
+    detector, other = make_run("det", 1, headline="ap"), make_run("other", 1, class_names=["cat", "cow"])
+    folder = make_run("folder", 1)
+    folder.config.write_text("data: {class_path: ndkd.data.ImageFolderDataModule}")
+    for run, message in (
+        (detector, "det was measured by the metric ap, base by the metric acc1: report them apart"),
+        (folder, "folder was measured on the data ImageFolderDataModule, base on the data DigitsDataModule: report"),
+        (other, "other was measured on the classes cat, cow, base on the classes cat, dog: report them apart"),
+    ):
+        status, out, err = ndkd("report", base.path, run.path)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"ndkd: {message}")
+        assert err.count("\n") == 1
+        assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

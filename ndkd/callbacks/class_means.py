@@ -1,19 +1,19 @@
 """The teacher's mean embedding per class, computed on fit start: https://arxiv.org/abs/2305.17007."""
 
 import hashlib
-import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
+from ndkd.callbacks.class_sums import ClassSums, UnknownMean
 from ndkd.errors import NdkdError, some
-from ndkd.runs import write_atomically
 
 
 class ClassMeans(L.Callback):
@@ -26,14 +26,15 @@ class ClassMeans(L.Callback):
     Args:
         augment: pass over augmented images, as the published numbers did, instead of the plain ones.
         file: read the means from here instead: ``.json`` (``{"0": [...], ...}``), ``.npz`` (array ``class_means``)
-            or ``.safetensors`` (tensor ``class_means``).
+            or ``.safetensors`` (tensor ``class_means``). Where no loss asks for them, angles are measured against them.
         cache_dir: keep the means here, and reuse them for the same teacher weights, images and augmentation.
         max_images: pass over so many images at most, for detectors; a class that they do not show has a mean of zero,
             to which the ND loss gives no gradient.
         background_last: the background is the last class in ``file``, as in published ones for COCO.
 
     Raises:
-        NdkdError: a class without samples, or a file whose means do not fit the teacher and the classes.
+        NdkdError: a class without samples, or a file whose means do not fit the teacher and the classes or, where the
+            file says whose they are, are those of others.
     """
 
     def __init__(
@@ -51,17 +52,55 @@ class ClassMeans(L.Callback):
         means = pl_module.class_means
         if means is None or not means.isnan().any():  # not wanted, or restored from a checkpoint
             return
-        if self.file is not None:
-            found = read_class_means(self.file)
+        if self.file is None:
+            found = self._cached_or_computed(trainer, pl_module)
+        else:
+            found = self._from_file(pl_module).class_means
             if found.shape != means.shape:
                 raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
-            if not found.isfinite().all():
-                raise NdkdError(f"class means {self.file}: not all numbers are finite")
-            if self.background_last:
-                found = found.roll(1, dims=0)
-        else:
-            found = self._cached_or_computed(trainer, pl_module)
         means.copy_(found)
+
+    def reference(self, trainer: L.Trainer, module: Any) -> StoredMeans | None:
+        """What angles are measured against where no loss asks for class means; it costs a run nothing but time.
+
+        Those of the file or, where there is a teacher, its own. None where there are none to be had, and a line that
+        says why: a run does not fail for a measurement.
+        """
+        width = (module.student if module.projector is None else module.teacher).embedding_dim
+        if self.file is not None:
+            if trainer.ckpt_path and not Path(self.file).exists():
+                return self._unmeasured(trainer, f"class means {self.file} are gone")
+            stored = self._from_file(module)
+            classes, wide = stored.class_means.shape
+            if classes != (wanted := module.hparams["num_classes"]):
+                raise NdkdError(f"class means {self.file}: wanted {wanted} classes, got {classes}")
+            if wide == width:
+                return stored
+            return self._unmeasured(trainer, f"the embeddings are {width} wide, those of {self.file} {wide}", stored)
+        # foreign data may change its order with every pass
+        if module.teacher is None or not hasattr(trainer.datamodule, "class_mean_dataloader"):
+            return None
+        if (wide := module.teacher.embedding_dim) != width:
+            return self._unmeasured(trainer, f"the student's embeddings are {width} wide, the teacher's {wide}")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return StoredMeans(self._cached_or_computed(trainer, module).to(module.device))
+        except UnknownMean as error:
+            return self._unmeasured(trainer, str(error))
+
+    def _unmeasured(self, trainer: L.Trainer, why: str, stored: StoredMeans | None = None) -> StoredMeans | None:
+        if trainer.is_global_zero:
+            print(f"ndkd: no angles to class means: {why}")
+        return stored and replace(stored, class_means=None)
+
+    def _from_file(self, module: Any) -> StoredMeans:
+        stored = read_class_means(self.file)
+        if not stored.class_means.isfinite().all():
+            raise NdkdError(f"class means {self.file}: not all numbers are finite")
+        knows = module.teacher is not None and module.has_embeddings
+        stored.check(self.file, module.hparams["class_names"], partial(_embed, module) if knows else None)
+        means = stored.class_means.roll(1, dims=0) if self.background_last else stored.class_means
+        return replace(stored, class_means=means.to(module.device))
 
     def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
         ours = getattr(trainer.datamodule, "class_mean_dataloader", None)
@@ -75,18 +114,16 @@ class ClassMeans(L.Callback):
         # every rank looks before any rank writes
         is_cached = trainer.strategy.broadcast(file.is_file())
         if is_cached:
-            return read_class_means(file)
+            return read_class_means(file).class_means
         means = self._compute(trainer, module, loader)
         if trainer.is_global_zero:
-            write_atomically(file, lambda out: out.write(save({"class_means": means.contiguous().cpu()})))
+            names, shape = module.hparams["class_names"], getattr(trainer.datamodule, "image_shape", None)
+            probe = _embed(module, noise(shape)).float() if shape and module.has_embeddings else None
+            StoredMeans(means, names, probe, probe is not None and shape or None, loader.fingerprint()).write(file)
         return means
 
     def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
-        shape = module.class_means.shape
-        device = torch.device("cpu") if module.device.type == "mps" else module.device  # Apple's GPUs have no float64
-        sums = torch.zeros(shape, dtype=torch.float64, device=device)
-        counts = torch.zeros(shape[0], dtype=torch.float64, device=device)
-        span = torch.tensor([-shape[0], 0], device=device)  # of the labels: minus the lowest, the highest
+        sums = ClassSums(module.hparams["num_classes"], module.teacher.embedding_dim, module.device)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         # the share of this process in the first max_images
         most = None if self.max_images is None else len(range(trainer.global_rank, self.max_images, trainer.world_size))
@@ -95,30 +132,13 @@ class ClassMeans(L.Callback):
             if seen == most:
                 break
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
-            embedding, label = module.teacher_embeddings(batch)
-            embedding, label = embedding.to(device).double(), label.to(device)
-            span = torch.maximum(span, torch.stack([-label.min(), label.max()]))
-            label = label.clamp(0, shape[0] - 1)  # a wrong one is named below, by every rank: none waits for another
-            sums.index_add_(0, label, embedding)
-            counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
+            sums.add(*module.teacher_embeddings(batch))
             seen += len(batch[0])
-        sums, counts = (trainer.strategy.reduce(tensor, reduce_op="sum") for tensor in (sums, counts))
-        low, high = (trainer.strategy.reduce(span, reduce_op="max") * span.new_tensor([-1, 1])).tolist()
-        if low < 0 or high >= shape[0]:
-            raise NdkdError(f"wanted labels from 0 to {shape[0] - 1}, the data has {low} to {high}")
-        empty = (counts == 0).nonzero().flatten().tolist()
-        if empty:
-            names = module.hparams["class_names"] or list(range(shape[0]))
-            listed = some([str(names[k]) for k in empty], most=5)
-            if not module.absent_classes:
-                raise NdkdError(
-                    f"no training image of class {listed}: its mean is unknown; add images or drop the class"
-                )
-            if trainer.is_global_zero:
-                print(f"ndkd: no region of class {listed} for its mean: the ND loss leaves it out")
-        if not sums.isfinite().all():
-            raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")
-        return (sums / counts.clamp_min(1).unsqueeze(1)).float()
+        sums.reduce(trainer.strategy.reduce)
+        means, absent = sums.means(module.hparams["class_names"], module.absent_classes)
+        if absent and trainer.is_global_zero:
+            print(f"ndkd: no region of class {some(absent, most=5)} for its mean: the ND loss leaves it out")
+        return means
 
     def _key(self, module: Any, loader: Any) -> str:
         statistics = [None if v is None else v.tolist() for v in (module.teacher.mean, module.teacher.std)]
@@ -129,32 +149,11 @@ class ClassMeans(L.Callback):
         return digest.hexdigest()[:32]
 
 
-def read_class_means(path: str | Path) -> Tensor:
-    """Class means (C, D) from a ``.json``, ``.npz`` or ``.safetensors`` file.
-
-    Raises:
-        NdkdError: no such file, another format, or classes missing from it.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text())
-            missing = [k for k in range(len(rows)) if str(k) not in rows]
-            if missing:
-                raise NdkdError(f"class means {path}: wanted keys 0 to {len(rows) - 1}, {missing[0]} is missing")
-            return torch.tensor([rows[str(k)] for k in range(len(rows))])
-        if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                return torch.from_numpy(arrays["class_means"]).float()
-        if path.suffix == ".safetensors":
-            return load_file(path)["class_means"].float()
-    except NdkdError:
-        raise
-    except FileNotFoundError as error:
-        raise NdkdError(f"class means {path} does not exist; correct class_means.file or leave it out") from error
-    except Exception as error:
-        raise NdkdError(f"class means {path} cannot be read: {type(error).__name__} {error}") from error
-    raise NdkdError(f"class means {path}: wanted a .json, .npz or .safetensors file")
+@torch.no_grad()
+def _embed(module: Any, images: Tensor) -> Tensor:
+    """The teacher's embeddings, by its own ``forward``: one that is compiled would be compiled again for two images."""
+    like = next(module.teacher.parameters())
+    return module.teacher.forward(images.to(like.device, like.dtype)).embedding
 
 
 def _size(tensor: Tensor) -> str:

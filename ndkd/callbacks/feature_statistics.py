@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
+from ndkd.callbacks.class_means import ClassMeans
+from ndkd.callbacks.class_means_file import StoredMeans
 from ndkd.callbacks.run_recorder import in_order
 from ndkd.runs import Run
 
@@ -21,8 +23,12 @@ class FeatureStatistics(Checkpoint):
     """Norms of student, projected and teacher embeddings, and the angle to the teacher's class mean, in degrees.
 
     Histograms go to the run folder, and to loggers that take them. Logged under ``features/`` are mean and quantiles,
-    the same of ``separability``, the angle to the nearest mean of another class, and ``longer_than_teacher``, the share
-    of images whose (projected) student embedding is at least as long as the teacher's.
+    the same of ``separability``, the angle to the nearest mean of another class, ``relative_norm``, the mean norm of
+    the (projected) student embeddings over the teacher's, and ``longer_than_teacher``, the share of images whose
+    (projected) student embedding is at least as long as the teacher's.
+
+    A run whose losses ask for no class means is measured against those that :meth:`ClassMeans.reference` finds. They
+    are part of no checkpoint, and training does not see them.
 
     Like the run recorder it is one of Lightning's checkpoint callbacks: nothing is kept of an epoch that fails.
 
@@ -33,7 +39,14 @@ class FeatureStatistics(Checkpoint):
     def __init__(self, run: Run):
         self.run = run
         self._teacher_norms: Tensor | None = None  # the evaluation set is the same every epoch
+        self._reference: StoredMeans | None = None
         self._batches: dict[str, list[Tensor]] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        source = next((callback for callback in trainer.callbacks if isinstance(callback, ClassMeans)), None)
+        is_measured = pl_module.has_embeddings and trainer.limit_val_batches
+        if source and is_measured and pl_module.class_means is None:
+            self._reference = source.reference(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._batches = {}  # an epoch without validation keeps none
@@ -51,8 +64,9 @@ class FeatureStatistics(Checkpoint):
         found = {"student_norm": outputs.student.embedding.float().norm(dim=1)}
         if pl_module.projector is not None:
             found["projected_norm"] = projected.norm(dim=1)
-        if outputs.class_means is not None:
-            cosine = F.normalize(projected) @ F.normalize(outputs.class_means).T
+        reference = self._reference.class_means if self._reference else None
+        if (means := outputs.class_means if reference is None else reference) is not None:
+            cosine = F.normalize(projected) @ F.normalize(means).T
             own = outputs.target.unsqueeze(1)
             cosines = {"angle": cosine.gather(1, own)[:, 0], "separability": cosine.scatter(1, own, -1).amax(dim=1)}
             found |= {name: value.clamp(-1, 1).acos().rad2deg() for name, value in cosines.items()}
@@ -75,7 +89,8 @@ class FeatureStatistics(Checkpoint):
         for name, edges in kept.items():
             arrays[name] = np.histogram(values[name].clip(edges[0], edges[-1]), edges)[0]
         self.run.write_epoch("features", trainer.current_epoch, arrays)
-        self._log(trainer, summary(values), {name: (arrays[name], edges) for name, edges in kept.items()})
+        teacher_norm = self._reference and self._reference.teacher_norm
+        self._log(trainer, summary(values, teacher_norm), {name: (arrays[name], edges) for name, edges in kept.items()})
 
     def _log(self, trainer: L.Trainer, values: dict[str, float], histograms: dict[str, Any]) -> None:
         values, histograms = ({f"features/{n}": v for n, v in found.items()} for found in (values, histograms))
@@ -87,13 +102,16 @@ class FeatureStatistics(Checkpoint):
                 logger.log_histograms(histograms, trainer.global_step - 1)
 
 
-def summary(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """What is logged of the values of all images."""
+def summary(columns: dict[str, np.ndarray], teacher_norm: float | None = None) -> dict[str, float]:
+    """What is logged of the values of all images; the teacher's mean norm, where it is known without a teacher."""
     found = {f"{name}_mean": column.mean() for name, column in columns.items()}
     for name, column in columns.items():
         quantiles = np.quantile(column, list(QUANTILES.values()))
         found |= {f"{name}_{short}": value for short, value in zip(QUANTILES, quantiles, strict=True)}
+    student_norm = columns.get("projected_norm", columns["student_norm"])
     if "teacher_norm" in columns:
-        student_norm = columns.get("projected_norm", columns["student_norm"])
         found["longer_than_teacher"] = (student_norm >= columns["teacher_norm"]).mean()
+        teacher_norm = columns["teacher_norm"].mean()
+    if teacher_norm:
+        found["relative_norm"] = student_norm.mean() / teacher_norm
     return {name: float(value) for name, value in found.items()}

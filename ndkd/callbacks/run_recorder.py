@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ class RunRecorder(Checkpoint):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and self._started is not None:  # else nothing was left to train
-            self.run.update_status(state="finished", seconds=round(time.time() - self._started, 3))
+            now = time.time()
+            self.run.update_status(
+                state="finished", seconds=round(now - self._started, 3), date=date.fromtimestamp(now).isoformat()
+            )
             for callback in trainer.checkpoint_callbacks:
                 for logger in trainer.loggers if isinstance(callback, ModelCheckpoint) else []:
                     logger.after_save_checkpoint(callback)  # a best one may be of an earlier start

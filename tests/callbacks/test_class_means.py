@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from tiny_data import TinyData
 from torch.utils.data import DataLoader, TensorDataset
 
-from ndkd.callbacks import ClassMeans, checkpoint_callbacks
-from ndkd.callbacks.class_means import read_class_means
+from ndkd.callbacks import ClassMeans, FeatureStatistics, checkpoint_callbacks
+from ndkd.callbacks.class_means_file import StoredMeans, read_class_means
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
-from ndkd.models import ModelConfig
+from ndkd.models import ModelConfig, build_model
 from ndkd.runs import Run
 
 
@@ -251,6 +251,64 @@ def test_file_that_does_not_fit(fit, make_module, terms, tmp_path, suffix):
     path = write(tmp_path / f"means{suffix}", torch.full((10, 64), float("nan")))
     with pytest.raises(NdkdError, match=f"^class means {path}: not all numbers are finite$"):
         start(fit, make_module(terms("nd")), ClassMeans(file=path))
+
+
+# ---- of others --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ours(fit, make_module, terms, tmp_path):
+    """A file that the cache has written."""
+    start(fit, make_module(terms("nd")), ClassMeans(cache_dir=tmp_path / "cache"))
+    (file,) = (tmp_path / "cache").iterdir()
+    return file
+
+
+def test_a_file_of_ours_says_whose_it_is(fit, make_module, terms, ours, tiny_data):
+    stored = read_class_means(ours)
+    assert stored.class_names == list(tiny_data().class_names)
+    assert torch.equal(start(fit, make_module(terms("nd")), ClassMeans(file=ours)), stored.class_means)
+    half = start(fit, make_module(terms("nd")), ClassMeans(file=ours), precision="bf16-true")  # the same teacher
+    torch.testing.assert_close(half.float(), stored.class_means, rtol=1e-2, atol=1e-2)
+
+
+def test_means_of_another_teacher(fit, make_module, terms, ours, teacher_checkpoint, tmp_path):
+    torch.manual_seed(2)
+    torch.save(build_model("cifar/resnet8", 10).state_dict(), tmp_path / "other.pth")
+    others = {
+        "weights": ModelConfig("cifar/resnet8", checkpoint=tmp_path / "other.pth"),
+        "normalisation": ModelConfig("cifar/resnet8", teacher_checkpoint, mean=[0.0] * 3, std=[1.0] * 3),
+    }
+    for teacher in others.values():
+        message = f"^class means {ours} are another teacher's; leave class_means.file out to compute them$"
+        with pytest.raises(NdkdError, match=message):
+            start(fit, make_module(terms("nd"), teacher=teacher), ClassMeans(file=ours))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda names: ("cat", *names[1:]), "its class 0 is class 0, the data's is cat"),
+        (lambda names: (names[1], names[0], *names[2:]), "its class 0 is class 0, the data's is class 1"),
+        (lambda names: names[:9], "it has 10 classes, the data has 9"),
+    ],
+)
+def test_means_of_other_classes(fit, make_module, terms, ours, tiny_data, tmp_path, change, found):
+    data = tiny_data()
+    data.class_names = change(data.class_names)
+    message = f"^class means {ours} are of other classes: {found}; leave class_means.file out$"
+    with pytest.raises(NdkdError, match=message):
+        start(fit, make_module(terms("nd")), ClassMeans(file=ours), data=data)
+    alone = make_module(terms("ce"), teacher=None)
+    with pytest.raises(NdkdError, match=message):
+        fit(alone, ClassMeans(file=ours), FeatureStatistics(Run(tmp_path)), data=data)
+
+
+def test_a_number_of_classes_that_only_angles_are_measured_to(fit, make_module, terms, tmp_path):
+    StoredMeans(torch.randn(9, 64)).write(tmp_path / "means.safetensors")
+    callbacks = ClassMeans(file=tmp_path / "means.safetensors"), FeatureStatistics(Run(tmp_path))
+    with pytest.raises(NdkdError, match="means.safetensors: wanted 10 classes, got 9$"):
+        fit(make_module(terms("ce"), teacher=None), *callbacks)
 
 
 # ---- mistakes in the data ---------------------------------------------------------------------------------------
