@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ndkd.cli import check_config
+from ndkd.configuration import check_config, check_option
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.jobs import Fit, run_fits
 from ndkd.runs import Run, check_folder, differences
@@ -57,6 +57,8 @@ def compare(
     if jobs < 1:
         raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
     check_folder(out, "--out DIR")
+    for option in fit_options:
+        check_option(option)
     first = _teacher(teacher) if teacher else None
     fits = _plan(configs, seeds, out, control, fit_options, first)
     # a checkpoint without a status was put there by hand
