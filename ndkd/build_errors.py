@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, words_of
 
 # Lightning's functions that work on a batch: from there on an exception is a fault of the code, and is shown whole
 STEPS = {
@@ -33,8 +33,5 @@ def in_one_line() -> Iterator[None]:
         inside = [frame for frame in frames if frame.f_globals.get("__name__", "").startswith("ndkd.")]
         own = inside[-1]
         where = f"{own.f_globals['__name__']}.{own.f_code.co_name}" if inside else "the parser"
-        text = " ".join(str(error).split())[:400]
-        raise NdkdError(
-            f"this configuration cannot be built: {type(error).__name__}: {text} (in {where}; NDKD_TRACEBACK=1 in the "
-            "environment shows more)"
-        ) from error
+        more = f"(in {where}; NDKD_TRACEBACK=1 in the environment shows more)"
+        raise NdkdError(f"this configuration cannot be built: {words_of(error)} {more}") from error

@@ -10,6 +10,7 @@ from ndkd.errors import NdkdError, one_of
 MOST_VALUES = 100_000  # with aliases written out; ImageNet's 21,841 names of classes are fine
 DEEPEST = 50
 BLOCKS = ("trainer", "class_means", "model", "data")  # of entries each
+CLASSES = ("model", "data", "loss", "optimizer", "lr_scheduler")
 ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -120,6 +121,8 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
         lines[key.value] = _line(key)
         if key.value == "class_path" and not _is_text(value):
             raise NdkdError(f"{line}: class_path: wanted the name of a class, got {_shown(value)}")
+        if key.value in CLASSES and value.value == [] and isinstance(value, yaml.MappingNode):
+            raise NdkdError(f"{line}: {key.value}: wanted a class_path, got no entry; fill it or leave it out")
         if key.value in ("init_args", "losses") and not isinstance(value, yaml.MappingNode):
             raise NdkdError(f"{line}: {key.value}: wanted entries, got {_shown(value)}; fill it or leave it out")
         if key.value == "losses":

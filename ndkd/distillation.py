@@ -53,7 +53,7 @@ class LossTerm:
         if self.weight is None or not 0 <= self.weight < inf:
             raise NdkdError(f"weight: wanted a number from 0 on, got {self.weight}; 0 leaves the term out")
         if not isinstance(self.loss, nn.Module):
-            raise NdkdError(f"loss: wanted a loss such as NDLoss, got {self.loss}")
+            raise NdkdError(f"loss: wanted a loss of ndkd.losses or of torch.nn, got {self.loss}")
         if self.inputs is not None and not self.inputs:
             raise NdkdError("inputs: wanted the names of what the loss reads, got none; leave it out for its own")
 
@@ -114,6 +114,10 @@ class DistillationModule(L.LightningModule):
         sources = {"student": student, "teacher": teacher}
         self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         check_names(losses or {})
+        if projector_std is not None and not 0 <= projector_std < inf:
+            raise NdkdError(f"projector_std: wanted a number from 0 on, got {projector_std}")
+        if num_classes is not None and num_classes < 2:
+            raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay_all, self.projector_std = decay_all, projector_std
@@ -152,6 +156,10 @@ class DistillationModule(L.LightningModule):
         self.hparams["num_classes"] = self.student.num_classes
         if isinstance(self.sources["student"], ModelConfig):
             self.hparams["student"] = _portable(self.sources["student"], self.student)
+        if self.student.num_classes < 2:
+            raise NdkdError(
+                f"the data has {self.student.num_classes} class, wanted at least 2: with one alone any answer is right"
+            )
         self._build_metrics()
 
     def _build_metrics(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, words_of
 
 MOST_STEPS = 1000  # of a learning rate that are tried
 # numbers of optimizers and of schedules: from where on to where
@@ -50,14 +50,21 @@ def rehearsed(
     except NdkdError:
         raise
     except Exception as error:  # of whatever kind they raise for numbers that they do not check
-        kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
-        raise NdkdError(f"optimizer or lr_scheduler: {kind}{error}") from error
+        hint = "; it may want channels_last: false" if "view size" in str(error) else ""
+        raise NdkdError(f"optimizer or lr_scheduler: {words_of(error)}{hint}") from error
 
 
 def _tiny(groups: Groups) -> Groups:
     if groups and isinstance(groups[0], dict):
         return [{**group, "params": _tiny(group["params"])} for group in groups]
-    return [nn.Parameter(torch.ones([min(2, size) for size in parameter.shape])) for parameter in groups]
+    return [nn.Parameter(_small(parameter)) for parameter in groups]
+
+
+def _small(parameter: Tensor) -> Tensor:
+    """Ones of as many dimensions, in the same memory format."""
+    small = torch.ones([min(2, size) for size in parameter.shape])
+    last = parameter.ndim == 4 and not parameter.is_contiguous()
+    return small.contiguous(memory_format=torch.channels_last) if last else small
 
 
 def _rehearse(optimizer: Optimizer, scheduler: Any, steps: int) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from ndkd.markdown import code, inline
 from ndkd.runs import write_atomically
 
 COLUMNS = ["config", "control", "seed", "state", "metric", "last", "last_epoch", "best", "best_epoch"]
@@ -35,7 +36,7 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str) -> str:
     runs = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table, figure = markdown(runs), picture(runs)
     write_atomically(out / "results.csv", lambda file: runs.to_csv(file, index=False))
-    text = f"{table}\n\n{LEGEND}\n\n`{command}`, {date.today()}, {platform.platform()}, {os.cpu_count()} cores.\n"
+    text = f"{table}\n\n{LEGEND}\n\n{code(command)}, {date.today()}, {platform.platform()}, {os.cpu_count()} cores.\n"
     write_atomically(out / "results.md", lambda file: file.write(text.encode()))
     write_atomically(out / "results.png", lambda file: figure.savefig(file, dpi=150, format="png"))
     return table
@@ -64,16 +65,17 @@ def markdown(runs: pd.DataFrame) -> str:
     gains = differences_by_seed(runs)
     metric = next(iter(runs["metric"].dropna()), "result")
     first = next((name for name in runs["config"] if name not in gains["first"]), "")
-    lines = [
-        ["", "seeds", f"{metric}, last epoch", "best epoch", f"minus {first}", "minus control", "minutes", "parameters"]
-    ]
+    minus = f"minus {inline(first)}", "minus control"
+    lines = [["", "seeds", f"{metric}, last epoch", "best epoch", *minus, "minutes", "parameters"]]
     for name, of_config in runs.groupby("config", sort=False):
         done = of_config[of_config["state"] == "finished"]
         values = [done["last"], done["best"], *(gains[kind].get(name) for kind in ("first", "control"))]
         cost = [f"{done['seconds'].mean() / 60:.1f}", f"{done['parameters'].iloc[0]:,.0f}"] if len(done) else ["", ""]
-        lines.append([name, " ".join(map(str, done["seed"])), *(_shown(v, k > 1) for k, v in enumerate(values)), *cost])
+        shown = [_shown(value, k > 1) for k, value in enumerate(values)]
+        lines.append([inline(name), " ".join(map(str, done["seed"])), *shown, *cost])
     for run in runs[~runs["state"].isin(["finished", "not run"])].itertuples():
-        lines.append([f"{run.config}, seed {run.seed}", f"{run.state}: {run.error}" if run.error else run.state])
+        state = f"{run.state}: {run.error}" if run.error else run.state
+        lines.append([inline(f"{run.config}, seed {run.seed}"), inline(state)])
     lines[1:1] = [["---"] * len(lines[0])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -29,9 +29,10 @@ from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoi
 from ndkd.cli import values_of
 from ndkd.data.configured import DATA_MODULES, has_test
 from ndkd.distillation import DistillationModule
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, words_of
 from ndkd.memory import keep_freed_memory
 from ndkd.models.checkpoint import hyper_parameter, read_checkpoint
+from ndkd.nulls import check_nulls
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder, differences
 from ndkd.trainer_options import check_length, check_trainer
@@ -72,6 +73,8 @@ def run_command(arguments: list[str]) -> int:
             raise NdkdError(str(cause)) from error
         if isinstance(cause, NdkdError):
             raise cause from error
+        if re.search("Parser key|Does not validate", str(error)):  # of an entry that is made after all are read
+            raise NdkdError(one_line(str(error), known_classes())) from error
         raise
     except RuntimeError as error:
         from torch._dynamo.exc import TorchDynamoException
@@ -124,6 +127,7 @@ class TrainingCLI(LightningCLI):
                 logger.init_args.save_dir = self.run_folder.path
         if self.subcommand != "fit":
             config.trainer.logger = False  # what is measured afterwards is printed
+        check_nulls(config, {"trainer": L.Trainer, "class_means": ClassMeans})
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_length(config.trainer)
@@ -200,7 +204,7 @@ class TrainingCLI(LightningCLI):
         except NdkdError:
             raise
         except Exception as error:  # of whatever kind the trainer's accelerators and plugins raise
-            raise NdkdError(f"trainer: {type(error).__name__}: {error}; correct its options") from error
+            raise NdkdError(f"trainer: {words_of(error)}") from error
         if config["sync_batchnorm"] and trainer.strategy.root_device.type == "cpu":
             raise NdkdError("trainer.sync_batchnorm: exists on GPUs only; leave it out")
         return trainer

@@ -23,7 +23,10 @@ FLOORS = {
     "ndkd.runs": (BASE, {"numpy"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
-    "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
+    "ndkd.distillation": (
+        {*BASE, "ndkd.models", "ndkd.rehearsal", "ndkd.runs", "ndkd.seeds"},
+        {"torch", "lightning", "torchmetrics"},
+    ),
     "ndkd.detection": (
         {*BASE, "ndkd.distillation", "ndkd.models", "ndkd.seeds"},
         {"torch", "torchvision", "pycocotools"},
@@ -37,12 +40,18 @@ FLOORS = {
     "ndkd.schedules": (set(), {"torch"}),
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
+    "ndkd.build_errors": (BASE, set()),
+    "ndkd.configuration": (BASE, {"yaml"}),
+    "ndkd.markdown": (set(), set()),
+    "ndkd.nulls": (BASE, set()),
+    "ndkd.rehearsal": (BASE, {"torch"}),
+    "ndkd.trainer_options": (BASE, set()),
     "ndkd.compare": (
-        {*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "runs", "tables", "training_cli"))},
+        {*BASE, *(f"ndkd.{name}" for name in ("configuration", "jobs", "runs", "tables", "training_cli"))},
         {"yaml"},
     ),
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
-    "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
+    "ndkd.tables": ({"ndkd.markdown", "ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
     "ndkd.analysis": (
         {*BASE, "ndkd.data", "ndkd.distillation", "ndkd.losses", "ndkd.models", "ndkd.runs"},
         {"torch", "lightning", "yaml", "numpy", "pandas", "sklearn", "matplotlib"},
@@ -53,11 +62,14 @@ FLOORS = {
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
-        {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
+        {*BASE, "ndkd.markdown", "ndkd.models", "ndkd.runs", "ndkd.data"},
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
-    "ndkd.cli": ({*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "report", "export"))}, set()),
+    "ndkd.cli": (
+        {*BASE, *(f"ndkd.{name}" for name in ("configuration", "training_cli", "compare", "report", "export"))},
+        set(),
+    ),
     "ndkd.__main__": ({"ndkd.cli"}, set()),
     "ndkd": (set(), set()),
 }

@@ -44,6 +44,8 @@ class ClassMeans(L.Callback):
         max_images: int | None = None,
         background_last: bool = False,
     ):
+        if max_images is not None and max_images < 1:
+            raise NdkdError(f"class_means.max_images: wanted at least 1, got {max_images}")
         self.augment, self.file, self.cache_dir = augment, file, cache_dir
         self.max_images, self.background_last = max_images, background_last
 
@@ -53,6 +55,8 @@ class ClassMeans(L.Callback):
             return
         if self.file is not None:
             found = read_class_means(self.file)
+            if not found.any():
+                raise NdkdError(f"class means {self.file}: all numbers are 0, they point nowhere; give another file")
             if found.shape != means.shape:
                 raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
             if not found.isfinite().all():
@@ -118,6 +122,8 @@ class ClassMeans(L.Callback):
                 print(f"ndkd: no region of class {listed} for its mean: the ND loss leaves it out")
         if not sums.isfinite().all():
             raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")
+        if not sums.any():
+            raise NdkdError("the teacher's embeddings are all 0, no class has a direction; is its checkpoint damaged?")
         return (sums / counts.clamp_min(1).unsqueeze(1)).float()
 
     def _key(self, module: Any, loader: Any) -> str:
@@ -136,6 +142,8 @@ def read_class_means(path: str | Path) -> Tensor:
         NdkdError: no such file, another format, or classes missing from it.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise NdkdError(f"class means {path}: wanted a file")
     try:
         if path.suffix == ".json":
             rows = json.loads(path.read_text())

@@ -52,6 +52,8 @@ class ModelConfig:
             raise NdkdError(f"model {self.name}: mean and std: wanted finite numbers, got {self.mean} and {self.std}")
         if any(number <= 0 for number in self.std or ()):
             raise NdkdError(f"model {self.name}: std: wanted numbers above 0, got {self.std}")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise NdkdError(f"model {self.name}: wanted as many std as mean, got {self.std} and {self.mean}")
         if not isinstance(self.kwargs, dict):
             raise NdkdError(f"model {self.name}: kwargs: wanted entries, got {self.kwargs}; leave it out")
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, one_of, words_of
 from ndkd.models.cifar import MODELS as CIFAR_MODELS
 from ndkd.models.classes import new_classes
 from ndkd.models.features import find_classifier
@@ -57,8 +57,7 @@ def _made(name: str, make: Callable[[], Any], kwargs: dict[str, Any]) -> nn.Modu
         raise
     except Exception as error:  # of whatever kind constructors raise for arguments that they do not check
         given = f" with kwargs {kwargs}" if kwargs else ""
-        kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
-        raise NdkdError(f"model {name}{given}: {kind}{error}") from error
+        raise NdkdError(f"model {name}{given}: {words_of(error)}") from error
     if not isinstance(model, nn.Module):
         raise NdkdError(f"model {name}: wanted a torch.nn.Module, its function returns {type(model).__name__}")
     return model
