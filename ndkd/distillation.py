@@ -20,6 +20,7 @@ from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import check_keys
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
+from ndkd.models.layers import draw_linear_layers
 from ndkd.models.output import ModelOutput
 from ndkd.models.projector import Projector
 from ndkd.models.teacher import fold_batchnorm, freeze
@@ -38,18 +39,21 @@ class LossTerm:
     Args:
         loss: a loss of ``ndkd.losses`` or of ``torch.nn``.
         weight: factor; a term of weight 0 is left out.
-        warmup_epochs: the factor grows as min(1, epoch / warmup_epochs), epochs counted from 0.
+        warmup_epochs: the factor grows as min(1, epoch / warmup_epochs).
         inputs: names of outputs, such as ``student.logits`` or ``target``; by default ``loss.inputs``.
+        warmup_from: the number of the first epoch, 0 or, as some recipes count, 1.
     """
 
     loss: nn.Module
     weight: float = 1.0
     warmup_epochs: int = 0
     inputs: list[str] | None = None
+    warmup_from: int = 0
 
     def __post_init__(self):
-        if self.warmup_epochs is None or self.warmup_epochs < 0:
-            raise NdkdError(f"warmup_epochs: wanted 0 or more, got {self.warmup_epochs}")
+        for name in ("warmup_epochs", "warmup_from"):
+            if getattr(self, name) is None or getattr(self, name) < 0:
+                raise NdkdError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
         if self.weight is None or not 0 <= self.weight < inf:
             raise NdkdError(f"weight: wanted a number from 0 on, got {self.weight}; 0 leaves the term out")
         if not isinstance(self.loss, nn.Module):
@@ -58,8 +62,10 @@ class LossTerm:
             raise NdkdError("inputs: wanted the names of what the loss reads, got none; leave it out for its own")
 
     def factor(self, epoch: int) -> float:
-        """The weight in an epoch."""
-        return self.weight * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.weight
+        """The weight in an epoch, the first being epoch 0."""
+        if not self.warmup_epochs:
+            return self.weight
+        return self.weight * min(1.0, (epoch + self.warmup_from) / self.warmup_epochs)
 
 
 @dataclass
@@ -85,8 +91,10 @@ class DistillationModule(L.LightningModule):
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning rate scheduler from the optimizer.
         lr_interval: whether the scheduler steps every epoch or every step; ``total_steps`` are filled in.
-        decay_all: whether weight decay applies to biases, norms and the model's own exceptions too.
+        decay: what weight decay applies to: ``all`` parameters; ``matrices``, not biases and norms; or ``recommended``,
+            of the matrices those that the model itself does not exempt (timm's tokens and embeddings of positions).
         projector_std: the projector's weights and bias start from N(0, projector_std).
+        linear_std: likewise the student's linear layers (of most CNNs the classifier alone), unless it brings weights.
         channels_last: memory layout of images and convolutions; faster, but a model that calls ``view`` fails on it.
         num_classes: number of classes, where the data does not tell.
         class_names: their names, where the data does not tell.
@@ -103,24 +111,29 @@ class DistillationModule(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
-        decay_all: bool = True,
+        decay: Literal["all", "matrices", "recommended"] = "all",
         projector_std: float | None = None,
+        linear_std: float | None = None,
         channels_last: bool = True,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
     ):
         super().__init__()
+        for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
+            if std is not None and not 0 <= std < float("inf"):
+                raise NdkdError(f"{name}: wanted a standard deviation, got {std}")
         # in a dictionary, so that a ready model is not registered a second time
         sources = {"student": student, "teacher": teacher}
         self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         check_names(losses or {})
-        if projector_std is not None and not 0 <= projector_std < inf:
-            raise NdkdError(f"projector_std: wanted a number from 0 on, got {projector_std}")
+        for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
+            if std is not None and not 0 <= std < inf:
+                raise NdkdError(f"{name}: wanted a number from 0 on, got {std}")
         if num_classes is not None and num_classes < 2:
             raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
-        self.decay_all, self.projector_std = decay_all, projector_std
+        self.decay, self.projector_std, self.linear_std = decay, projector_std, linear_std
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.student: FeatureExtractor | None = None
         self.teacher: FeatureExtractor | None = None
@@ -152,7 +165,10 @@ class DistillationModule(L.LightningModule):
         self.seed = run_seed()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.student = self._extractor(self.sources["student"], data).to(memory_format=self.memory_format)
+            source = self.sources["student"]
+            self.student = self._extractor(source, data).to(memory_format=self.memory_format)
+            if self.linear_std is not None and isinstance(source, ModelConfig) and not source.brings_weights:
+                draw_linear_layers(self.student, self.linear_std)
         self.hparams["num_classes"] = self.student.num_classes
         if isinstance(self.sources["student"], ModelConfig):
             self.hparams["student"] = _portable(self.sources["student"], self.student)
@@ -209,7 +225,7 @@ class DistillationModule(L.LightningModule):
         if source is None:
             wanted = ", ".join(sorted(used - {"student.logits", "target"}))
             raise NdkdError(f"the losses want {wanted}, but there is no teacher: set teacher.name, teacher.checkpoint")
-        if isinstance(source, ModelConfig) and not (source.checkpoint or source.pretrained or ":" in source.name):
+        if isinstance(source, ModelConfig) and not (source.brings_weights or ":" in source.name):
             raise NdkdError(
                 f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true"
             )
@@ -293,9 +309,10 @@ class DistillationModule(L.LightningModule):
 
     def _parameter_groups(self) -> list[Any]:
         trained = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        if self.decay_all:
+        if self.decay == "all":
             return [parameter for _, parameter in trained]
-        own = getattr(self.student.model, "no_weight_decay", set)()  # timm's word for its embeddings of positions
+        exempt = getattr(self.student.model, "no_weight_decay", set)  # timm's word
+        own = exempt() if self.decay == "recommended" else ()
         spared = {name for name, parameter in trained if parameter.ndim < 2 or name[len("student.model.") :] in own}
         decayed, others = ([p for name, p in trained if (name in spared) == is_spared] for is_spared in (False, True))
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

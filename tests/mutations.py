@@ -37,12 +37,12 @@ OPTIONS = {
     (): "class_means seed_everything ckpt_path optimizer train trainer model data",
     ("trainer",): " ".join(inspect.signature(L.Trainer.__init__).parameters.keys() - UNTRIED),
     ("class_means",): "augment file cache_dir max_images background_last",
-    MODEL: "optimizer lr_scheduler lr_interval decay_all projector_std channels_last num_classes class_names",
+    MODEL: "optimizer lr_scheduler lr_interval decay projector_std linear_std channels_last num_classes class_names",
     (*MODEL, "student"): MODEL_OPTIONS,
     (*MODEL, "teacher"): MODEL_OPTIONS,
     (*MODEL, "losses"): "a.b ../x 1 true train forward parameters loss é",
-    (*MODEL, "losses", "kd"): "weight warmup_epochs inputs loss",
-    (*MODEL, "losses", "nd"): "weight warmup_epochs inputs loss",
+    (*MODEL, "losses", "kd"): "weight warmup_epochs warmup_from inputs loss",
+    (*MODEL, "losses", "nd"): "weight warmup_epochs warmup_from inputs loss",
     (*MODEL, "losses", "kd", "loss", "init_args"): "temperature tau",
     (*MODEL, "optimizer"): "class_path init_args",
     (*MODEL, "optimizer", "init_args"): "lr momentum dampening weight_decay nesterov maximize foreach fused",
@@ -50,7 +50,7 @@ OPTIONS = {
     (*MODEL, "lr_scheduler", "init_args"): "milestones gamma T_max eta_min last_epoch step_size warmup min_lr",
     ("data", "init_args"): (
         "root train_size val_size batch_size pad flip image_size resize interpolation rand_augment erase mixup cutmix "
-        "num_workers download"
+        "num_workers download drop_last"
     ),
 }
 CLASSES = {

@@ -40,7 +40,6 @@ FOLDER_TEACHER += ["--model.init_args.student.name", "timm/resnet50"]
 SMALL = ["--trainer.max_epochs=1"] + [
     f"--data.init_args.{o}" for o in ("batch_size=4", "image_size=32", "num_workers=0")
 ]
-METHODS = sorted((REPOSITORY / "configs" / "digits").glob("*++.yaml"))
 
 
 class SmallCIFAR100(datasets.CIFAR100):
@@ -60,11 +59,14 @@ def with_cifar(workplace):
             file = Path("data/cifar10-jpeg", split, f"class {number % 10}", f"{number}.jpg")
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (number, 100, 200)).save(file)
+    Path("data/cifar100").symlink_to("cifar10-jpeg")
     teachers = [content["model"]["init_args"].get("teacher", {}) for content in WHOLE.values()]
     teachers = {Path(teacher["checkpoint"]): (teacher["name"], 100) for teacher in teachers if teacher}
     teachers[Path("checkpoints/cifar10-jpeg-resnet56.pth")] = ("cifar/resnet56", 10)
+    teachers[Path("runs/cifar100/r56_r20_short/teacher/checkpoints/last.ckpt")] = ("cifar/resnet56", 10)
+    teachers[Path("runs/flowers/teacher/checkpoints/last.ckpt")] = ("timm/tf_efficientnet_lite0", 2)
     for file, (name, num_classes) in teachers.items():
-        if file.parts[0] == "checkpoints":
+        if file.parts[0] == "checkpoints" or num_classes < 100:
             model = build_model(name, num_classes)
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, file)
@@ -103,7 +105,7 @@ def test_config_takes_a_step(configs, with_cifar, with_images, monkeypatch):
     options = [part for name in configs for part in ("--config", name)]
     if "cifar" in configs[0]:
         options += ["--data.init_args.batch_size=4", "--class_means.cache_dir=cache"]
-    if "imagefolder" in configs[0]:
+    if "imagefolder" in configs[0] or "flowers" in configs[0]:
         options += [*SMALL, "--data.init_args.root=FOLDER"]
     if configs[0] == "configs/imagefolder.yaml":
         options += ["--model.init_args.teacher.name=timm/resnet50"]
@@ -117,14 +119,37 @@ def resolved(config, *options):
     return yaml.safe_load(out)
 
 
-def test_digits_configs_differ_in_teacher_and_losses_alone(workplace):
-    student = resolved("configs/digits/student.yaml")
-    for file in METHODS:
-        config = resolved(f"configs/digits/{file.name}")
+@pytest.mark.parametrize("folder", ["digits", "cifar100/r56_r20_short", "flowers"])
+def test_methods_differ_in_teacher_losses_and_start_alone(folder, workplace):
+    student = resolved(f"configs/{folder}/student.yaml")
+    methods = sorted((REPOSITORY / "configs" / folder).glob("*++.yaml"))
+    assert methods
+    for file in methods:
+        config = resolved(f"configs/{folder}/{file.name}")
         assert "nd" in config["model"]["init_args"]["losses"]
-        for key in ("teacher", "losses", "student"):
+        for key in ("teacher", "losses", "student", "linear_std"):
             config["model"]["init_args"][key] = student["model"]["init_args"][key]
+        config["class_means"] = student["class_means"]
         assert config == student, file.name
+
+
+def test_the_short_cifar_runs_are_the_papers_recipe_in_a_sixth_of_its_epochs(workplace):
+    assert weights_of("cifar100/r56_r20_short/kd++") == {"ce": (1, 0), "kd": (1, 3), "nd": (2, 0)}
+    assert weights_of("cifar100/r56_r20_short/dkd++") == {"ce": (1, 0), "dkd": (1, 3), "nd": (3.5, 0)}
+    config = resolved("configs/cifar100/r56_r20_short/kd++.yaml")
+    model = config["model"]["init_args"]
+    assert (config["trainer"]["max_epochs"], config["trainer"]["precision"]) == (40, "bf16-mixed")
+    assert model["lr_scheduler"]["init_args"]["milestones"] == [25, 30, 35]  # 5/8, 6/8 and 7/8
+    assert model["linear_std"] == 0.01
+    rates = {key: model["optimizer"]["init_args"][key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
+    assert rates == {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert config["data"]["init_args"]["batch_size"] == 128
+
+
+def weights_of(name):
+    """Weight and warm-up of each loss term."""
+    losses = resolved(f"configs/{name}.yaml")["model"]["init_args"]["losses"]
+    return {term: (entry["weight"], entry["warmup_epochs"]) for term, entry in losses.items()}
 
 
 def test_kd_is_kdpp_with_nd_at_zero(workplace):

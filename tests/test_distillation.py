@@ -109,6 +109,11 @@ def test_factor(warmup_epochs, epoch, factor):
     assert LossTerm(nn.MSELoss(), weight=2.0, warmup_epochs=warmup_epochs).factor(epoch) == factor
 
 
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 0.5), (2, 1.5), (3, 2.0), (9, 2.0)])
+def test_epochs_of_the_warmup_may_be_counted_from_one(epoch, factor):
+    assert LossTerm(nn.MSELoss(), weight=2.0, warmup_epochs=4, warmup_from=1).factor(epoch) == factor
+
+
 def test_weight_0_is_as_without_the_term(fit, make_module, terms):
     without, with_0 = make_module(terms("ce", "kd"), narrow=True), make_module(terms("ce", "kd", nd=0.0), narrow=True)
     metrics = fit(without, epochs=2).callback_metrics, fit(with_0, epochs=2).callback_metrics
@@ -128,6 +133,35 @@ def test_every_method_has_the_same_start_and_data(fit, make_module, terms, tiny_
     for other in seen[1:]:
         assert_equal(seen[0], other)
     assert not torch.equal(images[:20], images[20:])  # another order in the second epoch
+
+
+def test_linear_std_draws_the_classifier_and_nothing_else(fit, make_module, terms):
+    found = {}
+    for std, names in ((None, ["ce"]), (0.5, ["ce"]), (0.5, ["ce", "kd", "nd"])):
+        watch = Watch()
+        fit(make_module(terms(*names), linear_std=std), watch)
+        found[std, len(names)] = watch.start
+    plain, drawn, other_method = found.values()
+    assert_equal(drawn, other_method)
+    classifier = {name for name in plain if not torch.equal(plain[name], drawn[name])}
+    assert classifier == {"model.fc.weight", "model.fc.bias"}
+    assert drawn["model.fc.weight"].std() == pytest.approx(0.5, rel=0.1)
+    assert drawn["model.fc.bias"].std() == pytest.approx(0.5, rel=0.6)
+
+
+def test_linear_std_leaves_weights_that_the_student_brings(fit, make_module, terms, teacher_checkpoint):
+    watch = Watch()
+    student = ModelConfig("cifar/resnet8", checkpoint=teacher_checkpoint)
+    fit(make_module(terms("ce"), student=student, linear_std=1.0), watch)
+    wanted = torch.load(teacher_checkpoint, weights_only=True)
+    assert torch.equal(watch.start["model.fc.weight"], wanted["fc.weight"])
+
+
+@pytest.mark.parametrize("name", ["projector_std", "linear_std"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_standard_deviation_that_is_none(make_module, terms, name, value):
+    with pytest.raises(NdkdError, match=f"^{name}: wanted a standard deviation, got {value}$"):
+        make_module(terms("ce"), **{name: value})
 
 
 def test_another_seed_is_another_student(fit, make_module, terms):
@@ -176,9 +210,10 @@ def test_total_is_the_weighted_sum(fit, make_module, terms):
     assert len(watch.batches) == 3
 
 
-def test_negative_warmup():
-    with pytest.raises(NdkdError, match="^warmup_epochs: wanted 0 or more, got -1$"):
-        LossTerm(nn.MSELoss(), warmup_epochs=-1)
+@pytest.mark.parametrize("name", ["warmup_epochs", "warmup_from"])
+def test_negative_warmup(name):
+    with pytest.raises(NdkdError, match=f"^{name}: wanted 0 or more, got -1$"):
+        LossTerm(nn.MSELoss(), **{name: -1})
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -543,29 +578,32 @@ def test_bytes_are_as_good_as_numbers(fit, make_module, terms):
 # ---- optimizer ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay_all", [True, False])
-def test_which_parameters_decay(fit, make_module, terms, decay_all):
+@pytest.mark.parametrize("decay", ["all", "matrices", "recommended"])
+def test_which_parameters_decay(fit, make_module, terms, decay):
     optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.3)
-    module = make_module(terms("ce", "nd"), narrow=True, optimizer=optimizer, decay_all=decay_all)
+    module = make_module(terms("ce", "nd"), narrow=True, optimizer=optimizer, decay=decay)
     fit(module, limit_train_batches=1)
     (optimizer,) = module.trainer.optimizers
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
     assert decays.keys() == names.keys()
-    for key, decay in decays.items():
+    for key, found in decays.items():
         name = names[key]
         is_vector = name.endswith(".bias") or ".bn" in name or "downsample.1" in name or name == "projector.0.weight"
-        assert decay == (0.3 if decay_all or not is_vector else 0), name
+        assert found == (0.3 if decay == "all" or not is_vector else 0), name
 
 
-def test_timms_own_exceptions_do_not_decay(fit, make_module, terms):
+@pytest.mark.parametrize(
+    ("decay", "exempt"), [("matrices", set()), ("recommended", {"cls_token", "dist_token", "pos_embed"})]
+)
+def test_timms_own_exceptions(fit, make_module, terms, decay, exempt):
     kwargs = {"img_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2}
     student = ModelConfig("timm/deit_tiny_distilled_patch16_224", kwargs=kwargs)
-    module = make_module(terms("ce"), student=student, decay_all=False)
+    module = make_module(terms("ce"), student=student, decay=decay)
     fit(module, limit_train_batches=1)
     spared = {id(p) for p in module.trainer.optimizers[0].param_groups[1]["params"]}
     found = {name for name, p in module.student.model.named_parameters() if id(p) in spared and p.ndim > 1}
-    assert found == {"cls_token", "dist_token", "pos_embed"}
+    assert found == exempt
 
 
 @pytest.mark.parametrize(("interval", "total"), [("step", 6), ("epoch", 2)])

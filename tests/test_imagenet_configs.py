@@ -164,8 +164,10 @@ def test_deit_is_the_published_recipe(place):
     model = config["model"]["init_args"]
     assert model["student"]["kwargs"] == {"drop_path_rate": 0.1}
     assert model["losses"]["ce"]["loss"]["init_args"]["label_smoothing"] == 0.1
-    assert (model["decay_all"], model["lr_interval"]) == (False, "step")
-    steps = -(-1281167 // 2048)
+    assert (model["decay"], model["lr_interval"]) == ("matrices", "step")  # positions and tokens decay
+    assert (model["projector_std"], model["linear_std"]) == (0.01, 0.01)
+    assert config["data"]["init_args"]["drop_last"] is True
+    steps = 1281167 // 2048
     assert round(model["lr_scheduler"]["init_args"]["warmup"] * 300 * steps) == 20 * steps
 
 

@@ -38,6 +38,7 @@ class ImageFolderDataModule(DataModule):
         mixup: alpha of MixUp, 0 for none; with ``cutmix`` one of both is drawn for each batch. The target becomes
             soft (B, C).
         cutmix: alpha of CutMix, 0 for none.
+        drop_last: leave out the last images of an epoch where they do not fill a batch; a single one always is.
         num_workers: processes that read images, for each process that trains; by default one for each core, 16 at most.
 
     Raises:
@@ -60,6 +61,7 @@ class ImageFolderDataModule(DataModule):
         erase: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        drop_last: bool = False,
         num_workers: int | None = None,
     ):
         super().__init__()
@@ -72,7 +74,8 @@ class ImageFolderDataModule(DataModule):
         if not 0 <= erase <= 1:
             raise NdkdError(f"erase: wanted a probability, 0 to 1, got {erase}")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
-        self.mixup, self.cutmix, self.image_shape = mixup, cutmix, (3, image_size, image_size)
+        self.mixup, self.cutmix, self.drop_last = mixup, cutmix, drop_last
+        self.image_shape = (3, image_size, image_size)
         kind, in_rgb = v2.InterpolationMode(interpolation), InRGB(self.upright)
         middle = v2.Resize(resize or round(image_size * 8 / 7), kind), v2.CenterCrop(image_size)
         self.plain = v2.Compose([in_rgb, *middle, Pixels()])
@@ -103,11 +106,13 @@ class ImageFolderDataModule(DataModule):
 
     def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
         order = sharded(self, len(self.parts[part].target), shuffle)
+        left = len(order) % self.batch_size
+        drop_last = shuffle and (self.drop_last and len(order) >= self.batch_size or left == 1)
         return ImageLoader(
             FolderDataset(self.parts[part], self.augmented if augment else self.plain),
             batch_size=self.batch_size,
             sampler=order,
-            drop_last=shuffle and len(order) % self.batch_size == 1,  # BatchNorm cannot use a single image
+            drop_last=drop_last,  # of a single image BatchNorm has no variance
             collate_fn=channels_last,
             **reading(self, persistent=shuffle),
         )

@@ -57,6 +57,11 @@ class ModelConfig:
         if not isinstance(self.kwargs, dict):
             raise NdkdError(f"model {self.name}: kwargs: wanted entries, got {self.kwargs}; leave it out")
 
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the weights come from a file or a hub, and are not drawn."""
+        return self.checkpoint is not None or self.pretrained
+
     def build(
         self, num_classes: int, mean: Channels, std: Channels, class_names: Names = None, strict: bool = False
     ) -> FeatureExtractor:

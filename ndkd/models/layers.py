@@ -21,3 +21,11 @@ def initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def draw_linear_layers(model: nn.Module, std: float) -> None:
+    """Draw weights and biases of all linear layers from N(0, std)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            for parameter in module.parameters():
+                nn.init.normal_(parameter, std=std)

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from ndkd.models.layers import draw_linear_layers
+
 
 class Projector(nn.Sequential):
     """BatchNorm1d, Dropout, Linear: (N, D_student) to (N, D_teacher).
@@ -20,6 +22,5 @@ class Projector(nn.Sequential):
         linear = nn.Linear(student_width, teacher_width)
         nn.init.zeros_(linear.bias)
         if std is not None:
-            nn.init.normal_(linear.weight, std=std)
-            nn.init.normal_(linear.bias, std=std)
+            draw_linear_layers(linear, std)
         super().__init__(nn.BatchNorm1d(student_width), nn.Dropout(dropout), linear)

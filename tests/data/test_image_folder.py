@@ -71,6 +71,10 @@ def test_classes_and_batches(photos):
     assert (data.num_classes, data.image_shape, data.validates_on_test) == (2, (3, 16, 16), True)
     sizes = [len(target) for _, target in data.train_dataloader()]
     assert sizes == [4, 4]  # BatchNorm cannot use the ninth by itself
+    for drop_last, wanted in ((False, [5, 4]), (True, [5])):
+        data = prepared(photos, batch_size=5, drop_last=drop_last)
+        assert [len(target) for _, target in data.train_dataloader()] == wanted
+    data = prepared(photos)
     images, target = next(iter(data.val_dataloader()))
     assert (images.dtype, images.shape) == (torch.uint8, (4, 3, 16, 16))
     assert images.is_contiguous(memory_format=torch.channels_last)
