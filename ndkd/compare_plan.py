@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ndkd.cli import check_config
+from ndkd.configuration import check_config
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.jobs import Fit
 from ndkd.runs import Run, differences
