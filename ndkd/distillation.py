@@ -1,5 +1,6 @@
 """A distillation method is a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -174,7 +175,7 @@ class DistillationModule(L.LightningModule):
                 kind = type(term.loss).__name__
                 raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
         used = {source for term in self.losses.values() for source in term.inputs}
-        if any(source.startswith("teacher.") or source in ("class_means", "student.projected") for source in used):
+        if asks_for_teacher(used):
             self._build_teacher(used)
         dry = self._dry_forward()
         if dry.class_means is not None:
@@ -433,6 +434,11 @@ class DistillationModule(L.LightningModule):
         kept = {k: v for k, v in checkpoint["state_dict"].items() if k in own or not k.startswith(TRAINING_ONLY)}
         check_keys(own, kept, "the checkpoint")
         checkpoint["state_dict"] = kept
+
+
+def asks_for_teacher(inputs: Iterable[str]) -> bool:
+    """Whether a teacher is wanted for these inputs of loss terms."""
+    return any(name.startswith("teacher.") or name in ("class_means", "student.projected") for name in inputs)
 
 
 def inputs_of(term: LossTerm, output: StepOutput) -> list[Any]:

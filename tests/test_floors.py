@@ -45,7 +45,10 @@ FLOORS = {
         },
         {"yaml"},
     ),
-    "ndkd.compare_plan": ({*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "runs", "training_cli"))}, {"yaml"}),
+    "ndkd.compare_plan": (
+        {*BASE, *(f"ndkd.{name}" for name in ("cli", "distillation", "jobs", "runs", "training_cli"))},
+        {"yaml"},
+    ),
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
     "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy"}),
     "ndkd.table": ({*BASE, "ndkd.tables"}, {"pandas"}),
