@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except NdkdError as error:
+        if os.environ.get("NDKD_TRACEBACK"):
+            raise
         message = str(error)
     except KeyboardInterrupt:
         return 130
@@ -96,8 +98,14 @@ def run_training(command: str, arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(inspect.getdoc(run_training).format(command=command, summary=COMMANDS[command]))
         return 0
-    for config in values_of(("--config", "-c"), arguments):
+    from ndkd.configuration import check_config, check_option
+
+    configs = values_of(("--config", "-c"), arguments)
+    for config in configs:
         check_config(Path(config))
+    for option in arguments:
+        if option not in configs:
+            check_option(option)
     from ndkd.training_cli import run_command
 
     return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
@@ -168,20 +176,3 @@ def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
     """The values that an option is given, as ``--name value`` or ``--name=value``."""
     joined = [argument.split("=", 1) for argument in arguments if "=" in argument]
     return [value for name, value in [*zip(arguments, arguments[1:], strict=False), *joined] if name in names]
-
-
-def check_config(config: Path) -> None:
-    """Raise ``NdkdError`` if a configuration is missing, naming those beside it, or is no text."""
-    if config.is_dir():
-        raise NdkdError(f"config {config} is a folder; name a file in it")
-    if not config.is_file():
-        folder = config.parent if config.parent.is_dir() else Path("configs")
-        beside = sorted(str(file) for file in folder.rglob("*.yaml"))
-        hint = one_of(str(config), beside) if beside else "correct the path"
-        raise NdkdError(f"config {config} does not exist; {hint}")
-    try:
-        text = config.read_text()
-    except UnicodeDecodeError as error:
-        raise NdkdError(f"config {config} is no text file; give a YAML file") from error
-    if not text.strip():
-        raise NdkdError(f"config {config} is empty; see configs/digits/kd++.yaml for one that is not")

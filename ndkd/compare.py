@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ndkd.compare_plan import plan, read_sweep, teacher_fit, teacher_of
+from ndkd.configuration import check_option
 from ndkd.errors import NdkdError, some
 from ndkd.jobs import MEASURED, Fit, run_fits
 from ndkd.runs import check_folder, write_atomically
@@ -59,6 +60,8 @@ def compare(
     if jobs < 1:
         raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
     check_folder(out, "--out DIR")
+    for option in fit_options:
+        check_option(option)
     first = teacher_fit(teacher) if teacher else None
     fits = plan(configs, seeds, out, control, read_sweep(sweep) if sweep else None, fit_options, first)
     _check_results(out, fits[0])

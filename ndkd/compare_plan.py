@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ndkd.cli import check_config
+from ndkd.configuration import check_config
 from ndkd.distillation import asks_for_teacher
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.jobs import Fit

@@ -1,7 +1,9 @@
 """A distillation method is a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from ndkd.models.layers import draw_linear_layers
 from ndkd.models.output import ModelOutput
 from ndkd.models.projector import Projector
 from ndkd.models.teacher import fold_batchnorm, freeze
+from ndkd.rehearsal import rehearsed
 from ndkd.runs import differences
 from ndkd.seeds import run_seed, seed_torch
 
@@ -49,8 +52,14 @@ class LossTerm:
 
     def __post_init__(self):
         for name in ("warmup_epochs", "warmup_from"):
-            if getattr(self, name) < 0:
+            if getattr(self, name) is None or getattr(self, name) < 0:
                 raise NdkdError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
+        if self.weight is None or not 0 <= self.weight < inf:
+            raise NdkdError(f"weight: wanted a number from 0 on, got {self.weight}; 0 leaves the term out")
+        if not isinstance(self.loss, nn.Module):
+            raise NdkdError(f"loss: wanted a loss of ndkd.losses or of torch.nn, got {self.loss}")
+        if self.inputs is not None and not self.inputs:
+            raise NdkdError("inputs: wanted the names of what the loss reads, got none; leave it out for its own")
 
     def factor(self, epoch: int) -> float:
         """The weight in an epoch, the first being epoch 0."""
@@ -117,6 +126,12 @@ class DistillationModule(L.LightningModule):
         # in a dictionary, so that a ready model is not registered a second time
         sources = {"student": student, "teacher": teacher}
         self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
+        check_names(losses or {})
+        for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
+            if std is not None and not 0 <= std < inf:
+                raise NdkdError(f"{name}: wanted a number from 0 on, got {std}")
+        if num_classes is not None and num_classes < 2:
+            raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.projector_std, self.linear_std = decay, projector_std, linear_std
@@ -158,6 +173,10 @@ class DistillationModule(L.LightningModule):
         self.hparams["num_classes"] = self.student.num_classes
         if isinstance(self.sources["student"], ModelConfig):
             self.hparams["student"] = _portable(self.sources["student"], self.student)
+        if self.student.num_classes < 2:
+            raise NdkdError(
+                f"the data has {self.student.num_classes} class, wanted at least 2: with one alone any answer is right"
+            )
         self._build_metrics()
 
     def _build_metrics(self) -> None:
@@ -175,6 +194,8 @@ class DistillationModule(L.LightningModule):
                 kind = type(term.loss).__name__
                 raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
         used = {source for term in self.losses.values() for source in term.inputs}
+        if not any(source.startswith("student.") for source in used):
+            raise NdkdError("no loss reads anything of the student, such as student.logits; it could not learn")
         if asks_for_teacher(used):
             self._build_teacher(used)
         dry = self._dry_forward()
@@ -186,7 +207,10 @@ class DistillationModule(L.LightningModule):
                 if hasattr(term.loss, "build"):
                     term.loss.build(dry.student, dry.teacher)
                 with torch.no_grad():  # what does not fit is found before the run begins
-                    term.loss.eval()(*inputs_of(term, dry))
+                    value = term.loss.eval()(*inputs_of(term, dry))
+                if not isinstance(value, Tensor) or value.ndim:
+                    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise ValueError(f"wanted one number for a batch, got {found}; is its reduction mean or sum?")
             except (ValueError, TypeError, RuntimeError) as error:
                 raise NdkdError(f"loss {name}: {error}") from error
             term.loss.train()
@@ -274,11 +298,10 @@ class DistillationModule(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        try:
-            optimizer = self.make_optimizer(self._parameter_groups())
-            scheduler = self._lr_scheduler(optimizer) if self.make_lr_scheduler else None
-        except (ValueError, TypeError) as error:
-            raise NdkdError(f"optimizer or lr_scheduler: {error}") from error
+        make_scheduler = self._lr_scheduler if self.make_lr_scheduler else None
+        optimizer, scheduler = rehearsed(
+            self.make_optimizer, self._parameter_groups(), make_scheduler, self.trainer.max_epochs
+        )
         if scheduler is None:
             return optimizer
         monitor = getattr(scheduler, "monitor", None)  # of Lightning's ReduceLROnPlateau
@@ -301,6 +324,10 @@ class DistillationModule(L.LightningModule):
             return self.make_lr_scheduler(optimizer)
         in_steps = self.lr_interval == "step"
         total = self.trainer.estimated_stepping_batches if in_steps else self.trainer.max_epochs
+        if 0 in (self.trainer.limit_train_batches, self.trainer.num_training_batches):
+            raise NdkdError("no epoch was trained: there was no batch of training images")
+        if not 1 <= total < float("inf"):
+            raise NdkdError("lr_scheduler: it must know how long the training is: set trainer.max_epochs or max_steps")
         return self.make_lr_scheduler(optimizer, total_steps=total)
 
     # ---- what a task overrides ------------------------------------------------------------------------------------
@@ -453,6 +480,15 @@ def check_inputs(name: str, term: LossTerm, output: StepOutput) -> None:
         if source not in on_offer:
             hint = f"; set taps of the {source.split('.')[0]}" if source.endswith("feature_maps") else ""
             raise NdkdError(f"loss {name}: nothing provides {source!r}{hint}; on offer: {', '.join(on_offer)}")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ``NdkdError`` unless all names can be those of loss terms: of modules, of options and of columns."""
+    taken = {*dir(nn.ModuleDict()), "loss", "lr"}  # train/loss is the sum of all terms
+    for name in names:
+        if not re.fullmatch(r"[^\W\d][\w+-]*", str(name)) or name in taken:
+            why = "is taken" if name in taken else "is no word"
+            raise NdkdError(f"losses: {name!r} {why}; name the term otherwise, for example kd")
 
 
 def _on_offer(output: StepOutput) -> list[str]:

@@ -9,6 +9,17 @@ class NdkdError(Exception):
         super().__init__(message.rpartition(f"{__name__}.NdkdError: ")[2].strip())
 
 
+def words_of(error: Exception) -> str:
+    """What an exception of another package says in one line, with its kind where the text alone says little.
+
+    >>> words_of(KeyError("lr"))
+    "KeyError: 'lr'"
+    """
+    text = " ".join(str(error).split())[:400]
+    plain = type(error).__name__ in ("ValueError", "TypeError", "RuntimeError", "MisconfigurationException")
+    return text if plain and text else f"{type(error).__name__}: {text}"
+
+
 def one_of(name: str, known: list[str], most: int = 5) -> str:
     """The part of an error message that offers the known names nearest to an unknown one.
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ndkd.data.configured import configured, evaluation_batches
 from ndkd.errors import NdkdError
+from ndkd.markdown import code, fence, inline, one_row, python_text
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run, check_folder
@@ -26,6 +27,8 @@ from ndkd.runs import Run, check_folder
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
 SECONDS = 0.5  # to measure a latency
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True)
+TEMPLATES.filters |= {"inline": inline, "code": code, "fence": fence, "row": one_row, "python": python_text}
+TEMPLATES.filters["yaml"] = lambda value: yaml.safe_dump([value], default_flow_style=True, width=1e9).strip()[1:-1]
 
 
 def export(checkpoint: Path, format: str, out: Path) -> None:
@@ -77,7 +80,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         }
         about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
         about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "stored": stored, "on": data}
-        Path(folder, "README.md").write_text(TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n")
+        card = TEMPLATES.get_template("model_card.md").render(about, rows=rows)
+        Path(folder, "README.md").write_text(card + "\n", encoding="utf-8")
         out.parent.mkdir(parents=True, exist_ok=True)
         for file in list(Path(folder).iterdir()):
             file.rename(out.parent / file.name)

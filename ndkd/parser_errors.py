@@ -16,6 +16,9 @@ def one_line(message: str, classes: dict[str, list[str]]) -> str:
     >>> one_line(message, {"data": ["DigitsDataModule"]})
     'data: there is no class Digit; did you mean DigitsDataModule?'
     """
+    own = re.findall(r"- (\w+: wanted [^\n]+)", message)  # of a class of ours that refuses its options
+    if own:
+        return own[-1]
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     if not keys:
         return " ".join(message.split())

@@ -2,7 +2,7 @@
 
 from bisect import bisect
 from collections.abc import Sequence
-from math import cos, pi
+from math import cos, inf, pi
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -31,6 +31,8 @@ class WarmupCosineLR(LRScheduler):
             raise ValueError(f"total_steps: wanted at least 1, got {total_steps}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup: wanted a share of the training, 0 to 1, got {warmup}")
+        if not 0 <= min_lr < inf:
+            raise ValueError(f"min_lr: wanted a learning rate from 0 on, got {min_lr}")
         self.total_steps, self.warmup_steps, self.min_lr = total_steps, round(warmup * total_steps), min_lr
         super().__init__(optimizer)
 
@@ -52,6 +54,9 @@ class WarmupMultiStepLR(LambdaLR):
         warmup_steps: number of steps of the warm-up.
         warmup_factor: of the learning rate, at the start.
         gamma: factor at a milestone.
+
+    Raises:
+        ValueError: a warm-up of less than no steps, or from a factor outside [0, 1].
     """
 
     def __init__(
@@ -62,6 +67,13 @@ class WarmupMultiStepLR(LambdaLR):
         warmup_factor: float = 0.001,
         gamma: float = 0.1,
     ):
+        if warmup_steps < 0 or not 0 <= warmup_factor <= 1:
+            raise ValueError(
+                "warmup_steps and warmup_factor: wanted a number from 0 on and one from 0 to 1, got "
+                f"{warmup_steps} and {warmup_factor}"
+            )
+        self.milestones, self.gamma = list(milestones), gamma
+
         def factor(step: int) -> float:
             share = step / warmup_steps if step < warmup_steps else 1.0
             return gamma ** bisect(milestones, step) * (warmup_factor * (1 - share) + share)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from ndkd.markdown import code, inline
 from ndkd.runs import write_atomically
 
 COLUMNS = ["config", "control", "term", "weight", "seed", "state", "metric", "last", "last_epoch", "best", "best_epoch"]
@@ -41,7 +42,7 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str
     runs = as_table(rows)
     table = markdown(runs)
     write_atomically(out / "results.csv", lambda file: runs.to_csv(file, index=False))
-    made = f"`{command}`, {date.today()}, {platform.platform()}, {os.cpu_count()} cores."
+    made = f"{code(command)}, {date.today()}, {platform.platform()}, {os.cpu_count()} cores."
     text = "\n\n".join(part for part in (table, LEGEND, notes, made) if part) + "\n"
     write_atomically(out / "results.md", lambda file: file.write(text.encode()))
     return table
@@ -71,16 +72,17 @@ def markdown(runs: pd.DataFrame) -> str:
     gains = differences_by_seed(runs)
     metric = next(iter(runs["metric"].dropna()), "result")
     first = next((name for name in runs["config"] if name not in gains["first"]), "")
-    lines = [
-        ["", "seeds", f"{metric}, last epoch", "best epoch", f"minus {first}", "minus control", "minutes", "parameters"]
-    ]
+    minus = f"minus {inline(first)}", "minus control"
+    lines = [["", "seeds", f"{metric}, last epoch", "best epoch", *minus, "minutes", "parameters"]]
     for name, of_config in runs.groupby("config", sort=False):
         done = of_config[of_config["state"] == "finished"]
         values = [done["last"], done["best"], *(gains[kind].get(name) for kind in ("first", "control"))]
         cost = [f"{done['seconds'].mean() / 60:.1f}", f"{done['parameters'].iloc[0]:,.0f}"] if len(done) else ["", ""]
-        lines.append([name, " ".join(map(str, done["seed"])), *(_shown(v, k > 1) for k, v in enumerate(values)), *cost])
+        shown = [_shown(value, k > 1) for k, value in enumerate(values)]
+        lines.append([inline(name), " ".join(map(str, done["seed"])), *shown, *cost])
     for run in runs[~runs["state"].isin(["finished", "not run"])].itertuples():
-        lines.append([f"{run.config}, seed {run.seed}", f"{run.state}: {run.error}" if run.error else run.state])
+        state = f"{run.state}: {run.error}" if run.error else run.state
+        lines.append([inline(f"{run.config}, seed {run.seed}"), inline(state)])
     lines[1:1] = [["---"] * len(lines[0])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import ndkd.detection  # so that a config can say DetectionDistillationModule
 import ndkd.losses  # and NDLoss  # noqa: F401
+from ndkd.build_errors import in_one_line
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
@@ -28,13 +29,16 @@ from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoi
 from ndkd.cli import values_of
 from ndkd.data.configured import DATA_MODULES, has_test
 from ndkd.distillation import DistillationModule
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, words_of
 from ndkd.memory import keep_freed_memory
 from ndkd.models.checkpoint import hyper_parameter, read_checkpoint
+from ndkd.nulls import check_nulls
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder, differences
+from ndkd.trainer_options import check_length, check_trainer
 
 
+@in_one_line()
 def run_command(arguments: list[str]) -> int:
     """Run one of the four commands; the exit status."""
     quiet()
@@ -69,6 +73,8 @@ def run_command(arguments: list[str]) -> int:
             raise NdkdError(str(cause)) from error
         if isinstance(cause, NdkdError):
             raise cause from error
+        if re.search("Parser key|Does not validate", str(error)):  # of an entry that is made after all are read
+            raise NdkdError(one_line(str(error), known_classes())) from error
         raise
     except RuntimeError as error:
         from torch._dynamo.exc import TorchDynamoException
@@ -121,8 +127,10 @@ class TrainingCLI(LightningCLI):
                 logger.init_args.save_dir = self.run_folder.path
         if self.subcommand != "fit":
             config.trainer.logger = False  # what is measured afterwards is printed
-        if self.subcommand == "fit" and config.trainer.max_epochs == 0:
-            raise NdkdError("trainer.max_epochs: wanted at least 1, got 0")
+        check_nulls(config, {"trainer": L.Trainer, "class_means": ClassMeans})
+        check_trainer(config.trainer)
+        if self.subcommand == "fit":
+            check_length(config.trainer)
         if self.subcommand == "fit" and not config.trainer.fast_dev_run:  # on every rank, or the others would wait
             self._check_run_folder(config.ckpt_path)
         config.ckpt_path = self._checkpoint_file(config.ckpt_path)
@@ -193,8 +201,10 @@ class TrainingCLI(LightningCLI):
             environment = getattr(trainer.strategy, "cluster_environment", environment)
             if environment is not None:
                 environment.validate_settings(trainer.num_devices, trainer.num_nodes)
-        except (ValueError, RuntimeError) as error:
-            raise NdkdError(f"trainer: {error}") from error
+        except NdkdError:
+            raise
+        except Exception as error:  # of whatever kind the trainer's accelerators and plugins raise
+            raise NdkdError(f"trainer: {words_of(error)}") from error
         if config["sync_batchnorm"] and trainer.strategy.root_device.type == "cpu":
             raise NdkdError("trainer.sync_batchnorm: exists on GPUs only; leave it out")
         return trainer

@@ -47,13 +47,15 @@ def read(config):
         "student": student["name"],
         "teacher": teacher.get("name"),
         "weights": teacher.get("checkpoint") or teacher.get("pretrained"),
-        "has taps": (bool(student["taps"]), bool(teacher.get("taps"))),
+        "taps": (student["taps"], teacher.get("taps")),
+        "starts": (model["linear_std"], model["projector_std"] if "nd" in losses else None),
         "losses": {
             name: (
                 term["loss"]["class_path"].split(".")[-1],
                 {key: value for key, value in term["loss"].get("init_args", {}).items() if key in LOSS},
                 term["weight"],
                 term["warmup_epochs"],
+                term["warmup_from"],
             )
             for name, term in losses.items()
         },

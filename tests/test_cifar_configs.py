@@ -18,7 +18,7 @@ class Pair(NamedTuple):
     teacher: str
     folder: str
     student: str
-    rates: tuple  # of "++" rows, of baselines
+    rates: tuple  # of the paper's recipe, of mdistiller's
     kdpp: tuple  # kd, nd
     dkdpp: tuple  # alpha, beta, nd
     distpp: tuple  # dist, nd
@@ -42,55 +42,74 @@ PAIRS = {
 
 
 def kd(weight, warmup):
-    return {"kd": ("KDLoss", {"temperature": 4}, weight, warmup)}
+    return {"kd": ("KDLoss", {"temperature": 4}, weight, warmup, 0)}
 
 
-def dkd(alpha, beta):
-    return {"dkd": ("DKDLoss", {"alpha": alpha, "beta": beta, "temperature": 4}, 1, 20)}
+def dkd(alpha, beta, first_epoch):
+    return {"dkd": ("DKDLoss", {"alpha": alpha, "beta": beta, "temperature": 4}, 1, 20, first_epoch)}
 
 
-def dist(parts, weight):
-    return {"dist": ("DISTLoss", {"beta": parts, "gamma": parts, "tau": 4}, weight, 20)}
+def dist(weight, warmup):
+    return {"dist": ("DISTLoss", {"beta": 1, "gamma": 1, "tau": 4}, weight, warmup, 0)}
 
 
 def reviewkd(weight):
-    return {"reviewkd": ("ReviewKDLoss", {"max_mid_channels": 512}, weight, 20)}
+    return {"reviewkd": ("ReviewKDLoss", {"max_mid_channels": 512}, weight, 20, 0)}
 
 
 def nd(weight):
-    return {"nd": ("NDLoss", {}, weight, 0)}
+    return {"nd": ("NDLoss", {}, weight, 0, 0)}
 
 
-# The terms beside cross-entropy: class, arguments, weight, warm-up.
+# The terms beside cross-entropy: class, arguments, weight, warm-up and the number of its first epoch.
 TERMS = {
     "KD++": lambda pair: kd(pair.kdpp[0], 20) | nd(pair.kdpp[1]),
-    "DKD++": lambda pair: dkd(*pair.dkdpp[:2]) | nd(pair.dkdpp[2]),
-    "DIST++": lambda pair: dist(1, pair.distpp[0]) | nd(pair.distpp[1]),
+    "DKD++": lambda pair: dkd(*pair.dkdpp[:2], 0) | nd(pair.dkdpp[2]),
+    "DIST++": lambda pair: dist(pair.distpp[0], 20) | nd(pair.distpp[1]),
     "ReviewKD++": lambda pair: reviewkd(pair.reviewkdpp[0]) | nd(pair.reviewkdpp[1]),
     "KD": lambda pair: kd(0.9, 0),
-    "DKD": lambda pair: dkd(1, pair.dkd),
-    "DIST": lambda pair: dist(2, 1),
+    "DKD": lambda pair: dkd(1, pair.dkd, 1),
+    "DIST": lambda pair: dist(2, 0),
     "ReviewKD": lambda pair: reviewkd(pair.reviewkd),
     "student alone": lambda pair: {},
     "teacher alone": lambda pair: {},
 }
+WITH_PROJECTOR = ("wrn", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
+BLOCKS = {"resnet56": (9, 9, 9), "resnet32x4": (5, 5, 5), "resnet50": (3, 4, 6, 3)}  # of the teachers' stages
 
 
-def recipe(row, pair):
+def taps(pair):
+    """The student's maps, which leave its stages without the stem, and the teacher's before the last activation."""
+    student = [f"layer{stage}" for stage in (1, 2, 3)]
+    if pair.student == "wrn_40_1":
+        student = [f"block{stage}" for stage in (1, 2, 3)]
+    if pair.student == "mobilenet_v2_half":
+        student = [f"blocks.{block}" for block in (1, 2, 4, 6)]  # its last of 16, 8, 4 and 2 pixels
+    if pair.teacher == "wrn_40_2":  # a WRN's stage ends before its activation, which is the next one's
+        teacher = ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"]
+    else:
+        teacher = [f"layer{stage}.{blocks - 1}.preact" for stage, blocks in enumerate(BLOCKS[pair.teacher], 1)]
+    return [*student, "avgpool"], [*teacher, "avgpool"]
+
+
+def recipe(row, name):
     """What the paper and its baselines say, in the form of :func:`recipes.read`."""
-    is_baseline, is_alone = not row.endswith("++"), row.endswith("alone")
+    pair, is_alone = PAIRS[name], row.endswith("alone")
+    is_mdistillers = not row.endswith("++") and row != "ReviewKD"  # ReviewKD's authors have the recipe of the "++" rows
+    drawn = row in ("KD++", "DKD++", "DIST++") and name not in WITH_PROJECTOR
     rates = LARGE if row == "teacher alone" else pair.rates
     return {
         "epochs": 240,
         "student": f"cifar/{pair.teacher if row == 'teacher alone' else pair.student}",
         "teacher": None if is_alone else f"cifar/{pair.teacher}",
         "weights": None if is_alone else f"checkpoints/cifar_teachers/{pair.folder}/ckpt_epoch_240.pth",
-        "has taps": (not is_alone, not is_alone),
-        "losses": {"ce": ("CrossEntropyLoss", {}, 0.1 if row == "KD" else 1, 0)} | TERMS[row](pair),
+        "taps": (None, None) if is_alone else taps(pair),
+        "starts": (0.01 if drawn else None, None),
+        "losses": {"ce": ("CrossEntropyLoss", {}, 0.1 if row == "KD" else 1, 0, 0)} | TERMS[row](pair),
         "inputs": {"ce": ["student.logits", "target"]},
-        "optimizer": ("torch.optim.SGD", rates[is_baseline], 0.9, not is_baseline, 5e-4),
+        "optimizer": ("torch.optim.SGD", rates[is_mdistillers], 0.9, not is_mdistillers, 5e-4),
         "lr_scheduler": ("torch.optim.lr_scheduler.MultiStepLR", [150, 180, 210], 0.1),
-        "data": ("ndkd.data.CIFAR100DataModule", 64 if is_baseline else 128, 4, True),
+        "data": ("ndkd.data.CIFAR100DataModule", 64 if is_mdistillers else 128, 4, True),
     }
 
 
@@ -112,7 +131,7 @@ def test_row_is_the_published_recipe(name, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sys, "argv", ["ndkd"])
     for row in TERMS:
-        assert read(resolved(ROWS[name, row])) == recipe(row, PAIRS[name]), row
+        assert read(resolved(ROWS[name, row])) == recipe(row, name), row
 
 
 def test_images_are_normalised_as_published():

@@ -195,7 +195,7 @@ def test_declared_inputs_decide_what_is_built(fit, make_module, losses, narrow, 
 def test_total_is_the_weighted_sum(fit, make_module, terms):
     losses = terms(ce=0.5, kd=2.0, nd=1.5)
     losses["kd"].warmup_epochs = 2
-    module, watch = make_module(losses, lr=0.0), Watch()
+    module, watch = make_module(losses, lr=1e-30), Watch()
     fit(module, watch, epochs=3, limit_train_batches=1)
     module.train()
     for epoch, (images, target) in enumerate(watch.batches):
@@ -616,11 +616,17 @@ def test_a_schedule_is_told_how_long_it_is(fit, make_module, terms, interval, to
 
     module = make_module(terms("ce"), lr_scheduler=partial(schedule, total_steps=None), lr_interval=interval)
     fit(module, epochs=2)
-    assert asked == [total]
+    assert set(asked) == {total}  # of the rehearsal and of the run
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
     module = make_module(terms("ce"), lr_scheduler=partial(schedule, total_steps=7), lr_interval=interval)
     fit(module)
     assert asked[1:] == [7]
+
+
+def test_a_schedule_over_a_training_without_end(fit, make_module, terms):
+    module = make_module(terms("ce"), lr_scheduler=partial(WarmupCosineLR, total_steps=None), lr_interval="step")
+    with pytest.raises(NdkdError, match="^lr_scheduler: it must know how long the training is: set trainer.max_epochs"):
+        fit(module, epochs=-1)
 
 
 # ---- metrics ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,10 @@ FLOORS = {
     "ndkd.runs": (BASE, {"numpy"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
-    "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
+    "ndkd.distillation": (
+        {*BASE, "ndkd.models", "ndkd.rehearsal", "ndkd.runs", "ndkd.seeds"},
+        {"torch", "lightning", "torchmetrics"},
+    ),
     "ndkd.detection": (
         {*BASE, "ndkd.distillation", "ndkd.models", "ndkd.seeds"},
         {"torch", "torchvision", "pycocotools"},
@@ -37,20 +40,26 @@ FLOORS = {
     "ndkd.schedules": (set(), {"torch"}),
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
+    "ndkd.build_errors": (BASE, set()),
+    "ndkd.configuration": (BASE, {"yaml"}),
+    "ndkd.markdown": (set(), set()),
+    "ndkd.nulls": (BASE, set()),
+    "ndkd.rehearsal": (BASE, {"torch"}),
+    "ndkd.trainer_options": (BASE, set()),
     "ndkd.compare": (
         {
             *BASE,
-            *(f"ndkd.{name}" for name in ("compare_plan", "jobs", "runs", "table", "table_figures", "tables")),
-            "ndkd.teacher_means",
+            *(f"ndkd.{name}" for name in ("compare_plan", "configuration", "jobs", "runs", "table", "table_figures")),
+            *(f"ndkd.{name}" for name in ("tables", "teacher_means")),
         },
         {"yaml"},
     ),
     "ndkd.compare_plan": (
-        {*BASE, *(f"ndkd.{name}" for name in ("cli", "distillation", "jobs", "runs", "training_cli"))},
+        {*BASE, *(f"ndkd.{name}" for name in ("configuration", "distillation", "jobs", "runs", "training_cli"))},
         {"yaml"},
     ),
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
-    "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy"}),
+    "ndkd.tables": ({"ndkd.markdown", "ndkd.runs"}, {"pandas", "scipy"}),
     "ndkd.table": ({*BASE, "ndkd.tables"}, {"pandas"}),
     "ndkd.table_figures": ({"ndkd.report_figures", "ndkd.tables"}, {"pandas", "matplotlib"}),
     "ndkd.teacher_means": (
@@ -67,12 +76,15 @@ FLOORS = {
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
-        {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
+        {*BASE, "ndkd.markdown", "ndkd.models", "ndkd.runs", "ndkd.data"},
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
     "ndkd.cli": (
-        {*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "table", "report", "export"))},
+        {
+            *BASE,
+            *(f"ndkd.{name}" for name in ("configuration", "training_cli", "compare", "table", "report", "export")),
+        },
         set(),
     ),
     "ndkd.__main__": ({"ndkd.cli"}, set()),

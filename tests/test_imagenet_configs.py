@@ -1,13 +1,13 @@
 """README's commands for the paper's ImageNet table: the published recipes, which are built and take steps."""
 
+import re
 import sys
-from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from command import REPOSITORY, ndkd
 from PIL import Image
 from recipes import read, readme_rows, readme_section, resolved
@@ -17,6 +17,7 @@ from ndkd.cli import values_of
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.models import FeatureExtractor, build_model
+from ndkd.models.projector import Projector
 from ndkd.models.teacher import fold_batchnorm, freeze
 from ndkd.training_cli import default_run_dir
 
@@ -25,6 +26,15 @@ WNIDS = ("n01443537", "n01440764")
 R18, MV1 = "torchvision/resnet18", "imagenet/mobilenet_v1"
 VIT = "timm/vit_{}_patch16_224.augreg_in21k_ft_in1k"
 WIDTHS = {R18: 512, MV1: 1024, "timm/deit_base_distilled_patch16_224": 768}  # of the students' embeddings
+AFTER = [*(f"layer{stage}" for stage in (1, 2, 3, 4)), "avgpool"]
+MV1_TAPS = [*(f"blocks.{block}.preact" for block in (2, 4, 10, 12)), "avgpool"]
+BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+
+
+def before(name):
+    """The maps of a ResNet that enter the last activation of each stage."""
+    blocks = BLOCKS[name.partition(".")[0].removeprefix("torchvision/resnet")]
+    return [*(f"layer{stage}.{number - 1}.relu:input" for stage, number in enumerate(blocks, 1)), "avgpool"]
 
 
 class Pair(NamedTuple):
@@ -37,6 +47,10 @@ class Pair(NamedTuple):
     reviewkdpp: tuple | None  # reviewkd, nd, middle width
     width: int
 
+    @property
+    def has_projector(self):
+        return self.width != WIDTHS[self.student]
+
 
 PAIRS = {
     "r34_r18": Pair("torchvision/resnet34.IMAGENET1K_V1", R18, (2.5, 1), (0.8, 0.5, 1), (1, 3, 512), 512),
@@ -47,39 +61,70 @@ PAIRS = {
     "vits_r18": Pair(VIT.format("small"), R18, (1.5, 1), (1, 1, 2), None, 384),
     "vitb_r18": Pair(VIT.format("base"), R18, (2, 1), (1.4, 0.5, 2), None, 768),
 }
-REVIEW, ALONE, DEIT = "ReviewKD++, not from ViTs", "student alone", "configs/imagenet_deit.yaml"
-ROWS = {key: command for key, command in readme_rows(SECTION).items() if key[1] != REVIEW or PAIRS[key[0]].reviewkdpp}
+REVIEW, REVIEWPP, ALONE = "ReviewKD, not from ViTs", "ReviewKD++, not from ViTs", "student alone"
+DEIT, TEACHER = "configs/imagenet_deit.yaml", "configs/imagenet_teacher.yaml"
+ROWS = {
+    (name, row): command
+    for (name, row), command in readme_rows(SECTION).items()
+    if row not in (REVIEW, REVIEWPP) or PAIRS[name].reviewkdpp
+}
 
 
 def terms(row, pair):
-    """The terms beside cross-entropy: class, arguments, weight, warm-up."""
+    """The terms: class, arguments, weight, warm-up and the number of its first epoch."""
+    ce, to_mv1 = {"ce": ("CrossEntropyLoss", {}, 0.5 if row == "KD" else 1, 0, 0)}, pair.student == MV1
     if row == "KD++":
         kd, nd = pair.kdpp
-        return {"kd": ("KDLoss", {"temperature": 1}, kd, 5), "nd": ("NDLoss", {}, nd, 0)}
+        return ce | {"kd": ("KDLoss", {"temperature": 1}, kd, 5, 0), "nd": ("NDLoss", {}, nd, 0, 0)}
     if row == "DKD++":
         alpha, beta, nd = pair.dkdpp
         dkd = {"alpha": alpha, "beta": beta, "temperature": 1}
-        return {"dkd": ("DKDLoss", dkd, 1, 5), "nd": ("NDLoss", {}, nd, 5)}
-    if row == REVIEW:
+        return ce | {"dkd": ("DKDLoss", dkd, 1, 5, 0), "nd": ("NDLoss", {}, nd, 5, 0)}
+    if row == REVIEWPP:
         review, nd, middle = pair.reviewkdpp
-        return {"reviewkd": ("ReviewKDLoss", {"max_mid_channels": middle}, review, 5), "nd": ("NDLoss", {}, nd, 0)}
-    return {}
+        review = ("ReviewKDLoss", {"max_mid_channels": middle}, review, 5, 0)
+        return ce | {"reviewkd": review, "nd": ("NDLoss", {}, nd, 0, 0)}
+    # mdistiller's weights for ResNet-34 → ResNet-18, which stand for all of this student, and ResNet-50 → MobileNetV1
+    if row == "KD":
+        return ce | {"kd": ("KDLoss", {"temperature": 1}, 0.5, 0, 0)}
+    if row == "DKD":
+        return ce | {"dkd": ("DKDLoss", {"alpha": 1, "beta": 2 if to_mv1 else 0.5, "temperature": 1}, 1, 1, 1)}
+    if row == REVIEW:
+        middle = {"max_mid_channels": pair.reviewkdpp[2]}
+        return ce | {"reviewkd": ("ReviewKDLoss", middle, 8 if to_mv1 else 1, 1, 1)}
+    return ce
+
+
+def taps(row, pair):
+    """Of student and teacher: the published ReviewKD++ reads ResNets after the activation, mdistiller before it."""
+    if row not in (REVIEW, REVIEWPP):
+        return None, None
+    if row == REVIEW:
+        return MV1_TAPS if pair.student == MV1 else before(pair.student), before(pair.teacher)
+    return MV1_TAPS if pair.student == MV1 else AFTER, AFTER
+
+
+def starts(row, pair):
+    """The deviations of the linear layers of student and projector, None as torch draws them."""
+    drawn = row in ("KD++", "DKD++") and pair.has_projector
+    return 0.01 if drawn and pair.student == R18 else None, 0.01 if drawn else None
 
 
 def recipe(row, pair):
-    """What the paper says, in the form of :func:`recipes.read`."""
-    is_alone = row == ALONE
+    """What the paper and mdistiller say, in the form of :func:`recipes.read`."""
+    is_alone, is_plain = row == ALONE, row in ("KD", "DKD", REVIEW)
     return {
         "epochs": 100,
         "student": pair.student,
         "teacher": None if is_alone else pair.teacher,
         "weights": None if is_alone else True,
-        "has taps": (row == REVIEW, row == REVIEW),
-        "losses": {"ce": ("CrossEntropyLoss", {}, 1, 0)} | terms(row, pair),
+        "taps": taps(row, pair),
+        "starts": starts(row, pair),
+        "losses": terms(row, pair),
         "inputs": {"ce": ["student.logits", "target"]},
-        "optimizer": ("torch.optim.SGD", 0.2, 0.9, True, 1e-4),
+        "optimizer": ("torch.optim.SGD", 0.1 if row == REVIEW else 0.2, 0.9, not is_plain, 1e-4),
         "lr_scheduler": ("torch.optim.lr_scheduler.MultiStepLR", [30, 60, 90], 0.1),
-        "data": ("ndkd.data.ImageNetDataModule", 512, 224, "bilinear", None, 0, 0, 0),
+        "data": ("ndkd.data.ImageNetDataModule", 256 if row == REVIEW else 512, 224, "bilinear", None, 0, 0, 0),
     }
 
 
@@ -88,11 +133,12 @@ DEIT_RECIPE = {
     "student": "timm/deit_base_distilled_patch16_224",
     "teacher": "timm/regnety_160.deit_in1k",
     "weights": True,
-    "has taps": (False, False),
+    "taps": (None, None),
+    "starts": (0.01, 0.01),
     "losses": {
-        "ce": ("CrossEntropyLoss", {}, 1, 0),
-        "kd": ("HardKDLoss", {}, 0.5, 5),
-        "nd": ("NDLoss", {}, 1.5, 0),
+        "ce": ("CrossEntropyLoss", {}, 1, 0, 0),
+        "kd": ("HardKDLoss", {}, 0.5, 5, 0),
+        "nd": ("NDLoss", {}, 1.5, 0, 0),
     },
     "inputs": {"ce": ["student.extra.head", "target"], "kd": ["student.extra.head_dist", "teacher.logits"]},
     "optimizer": ("torch.optim.AdamW", 1e-4 * 2048 / 256, [0.9, 0.95], 0.3),
@@ -136,7 +182,8 @@ def random_model(name, num_classes, pretrained=False, **kwargs):
 
 
 def test_readme_has_every_row():
-    rows = {"KD++": PAIRS, "DKD++": PAIRS, REVIEW: [n for n in PAIRS if PAIRS[n].reviewkdpp], ALONE: PAIRS}
+    rows = dict.fromkeys(("KD++", "DKD++", "KD", "DKD", ALONE), PAIRS)
+    rows |= dict.fromkeys((REVIEW, REVIEWPP), [name for name in PAIRS if PAIRS[name].reviewkdpp])
     assert set(ROWS) == {(name, row) for row, names in rows.items() for name in names}
     assert f"`ndkd fit --config {DEIT}`" in readme_section(SECTION)
 
@@ -145,7 +192,8 @@ def test_readme_uses_every_config():
     used = {REPOSITORY / config for arguments in ROWS.values() for config in values_of(("--config",), arguments)}
     configs = REPOSITORY / "configs"
     there = [*configs.glob("imagenet_*.yaml"), *configs.glob("imagenet/**/*.yaml")]
-    assert used | {REPOSITORY / DEIT} == {file for file in there if "\nmodel:\n" in file.read_text()}
+    used |= {REPOSITORY / DEIT, REPOSITORY / TEACHER}
+    assert used == {file for file in there if "\nmodel:\n" in file.read_text()}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -153,8 +201,6 @@ def test_row_is_the_published_recipe(name, place):
     for row in [row for pair, row in ROWS if pair == name]:
         config = resolved(ROWS[name, row])
         assert read(config) == recipe(row, PAIRS[name]), row
-        has_projector = PAIRS[name].width != WIDTHS[PAIRS[name].student]
-        assert config["model"]["init_args"]["projector_std"] == (0.01 if has_projector else None)
         assert config["class_means"]["cache_dir"] == "runs/class_means"
 
 
@@ -165,7 +211,6 @@ def test_deit_is_the_published_recipe(place):
     assert model["student"]["kwargs"] == {"drop_path_rate": 0.1}
     assert model["losses"]["ce"]["loss"]["init_args"]["label_smoothing"] == 0.1
     assert (model["decay"], model["lr_interval"]) == ("matrices", "step")  # positions and tokens decay
-    assert (model["projector_std"], model["linear_std"]) == (0.01, 0.01)
     assert config["data"]["init_args"]["drop_last"] is True
     steps = 1281167 // 2048
     assert round(model["lr_scheduler"]["init_args"]["warmup"] * 300 * steps) == 20 * steps
@@ -198,7 +243,8 @@ def test_two_steps(name, place, monkeypatch):
     assert steps == [[], []]
 
 
-BUILT = [key for key in ROWS if key[1] in ("DKD++", REVIEW) or key in (("vitb_r18", "KD++"), ("r50_mv1", ALONE))]
+BUILT = [key for key in ROWS if key[1] in ("DKD++", REVIEWPP) or key in (("vitb_r18", "KD++"), ("r50_mv1", ALONE))]
+BUILT += [("r34_r18", REVIEW), ("r50_mv1", REVIEW), ("vits_r18", "DKD")]
 
 
 @pytest.mark.parametrize(("name", "row"), [*BUILT, ("deit", "DeiT++")])
@@ -227,8 +273,8 @@ def test_row_is_built(name, row, place, monkeypatch):
         assert module.teacher is None
         return
     assert module.teacher.embedding_dim == width
-    assert (module.projector is None) == (width == WIDTHS[student])
-    if row == REVIEW:
+    assert (module.projector is not None) == ("++" in row and width != WIDTHS[student])
+    if row in (REVIEW, REVIEWPP):
         fusions = list(module.loss_modules["reviewkd"].fusions)[::-1]
         widths = [128, 256, 512, 1024, 1024] if student == MV1 else [64, 128, 256, 512, 512]
         assert [fusion.narrow[0].in_channels for fusion in fusions] == widths
@@ -240,20 +286,38 @@ def test_row_is_built(name, row, place, monkeypatch):
         assert {fusion.narrow[0].out_channels for fusion in fusions} == {pair.reviewkdpp[2]}
 
 
-def test_reviewed_maps_are_those_before_the_relu():
-    tapped = set()
-    for name in (name for name in PAIRS if PAIRS[name].reviewkdpp):
-        file = Path(REPOSITORY, "configs/imagenet", name, "reviewkd++.yaml")
-        model = yaml.safe_load(file.read_text())["model"]["init_args"]
-        tapped |= {(getattr(PAIRS[name], role), tuple(model[role]["taps"])) for role in ("student", "teacher")}
-    assert len(tapped) == 6
-    for name, taps in sorted(tapped):
-        ends = [f"layer{k}" for k in (1, 2, 3, 4)] if "resnet" in name else [f"blocks.{k}" for k in (2, 4, 10, 12)]
-        extractor = FeatureExtractor(random_model(name, 5), taps=[*taps, *ends])
-        freeze(extractor)
-        fold_batchnorm(extractor.model)
-        *maps, pooled = (output := extractor(torch.rand(2, 3, 32, 32)).feature_maps)[:5]
-        for before, after in zip(maps, output[5:], strict=True):
-            assert (before < 0).any(), name
-            assert torch.equal(before.relu(), after), name
-        assert torch.equal(pooled, maps[-1].relu().mean((2, 3), keepdim=True)), name
+@pytest.mark.parametrize("name", [R18, MV1, *sorted({pair.teacher for pair in PAIRS.values() if pair.reviewkdpp})])
+def test_taps_are_before_and_after_the_last_activation(name):
+    entering = MV1_TAPS if name == MV1 else before(name)
+    leaving = [f"blocks.{k}" for k in (2, 4, 10, 12)] if name == MV1 else AFTER[:4]
+    extractor = FeatureExtractor(random_model(name, 5), taps=[*entering, *leaving])
+    freeze(extractor)
+    fold_batchnorm(extractor.model)
+    output = extractor(torch.rand(2, 3, 32, 32)).feature_maps
+    maps, pooled, ends = output[:4], output[4], output[5:]
+    for entered, left in zip(maps, ends, strict=True):
+        assert (entered < 0).any()
+        assert torch.equal(entered.relu(), left)
+    assert torch.equal(pooled, ends[-1].mean((2, 3), keepdim=True))
+
+
+def test_reviewkdpps_projector_starts_with_torchs_weights_and_no_bias(place):
+    std = resolved(ROWS["r50_r18", REVIEWPP])["model"]["init_args"]["projector_std"]
+    linear = Projector(512, 2048, std)[-1]
+    assert not linear.bias.any()
+    assert 0.99 * 512**-0.5 < linear.weight.abs().max() <= 512**-0.5
+
+
+def test_a_teacher_is_measured_by_one_command(place):
+    """README's, with the pairs' settings."""
+    (command,) = re.findall(rf"`ndkd (test --config {TEACHER} .*?)`", readme_section(SECTION))
+    teachers = dict(re.findall(r"`PAIR=(\S+) TEACHER=(\S+)`", readme_section(SECTION)))
+    assert teachers == {name: pair.teacher for name, pair in PAIRS.items()}
+    arguments = Template(command).substitute(TEACHER=teachers["r34_r18"]).split()
+    student = resolved(arguments)["model"]["init_args"]["student"]
+    assert student == resolved(ROWS["r34_r18", "KD++"])["model"]["init_args"]["teacher"]
+    torch.save(random_model(student["name"], 1000).state_dict(), "teacher.pth")
+    options = ["--model.init_args.student.checkpoint=teacher.pth", "--data.init_args.num_workers=0"]
+    status, out, err = ndkd(*arguments, *options, "--data.init_args.image_size=64", "--trainer.accelerator=cpu")
+    assert status == 0, err
+    assert "test/acc1" in out

@@ -45,6 +45,8 @@ class ClassMeans(L.Callback):
         max_images: int | None = None,
         background_last: bool = False,
     ):
+        if max_images is not None and max_images < 1:
+            raise NdkdError(f"class_means.max_images: wanted at least 1, got {max_images}")
         self.augment, self.file, self.cache_dir = augment, file, cache_dir
         self.max_images, self.background_last = max_images, background_last
 
@@ -97,6 +99,8 @@ class ClassMeans(L.Callback):
         stored = read_class_means(self.file)
         if not stored.class_means.isfinite().all():
             raise NdkdError(f"class means {self.file}: not all numbers are finite")
+        if not stored.class_means.any():
+            raise NdkdError(f"class means {self.file}: all numbers are 0, they point nowhere; give another file")
         knows = module.teacher is not None and module.has_embeddings
         stored.check(self.file, module.hparams["class_names"], partial(_embed, module) if knows else None)
         means = stored.class_means.roll(1, dims=0) if self.background_last else stored.class_means

@@ -88,6 +88,8 @@ def read_class_means(path: str | Path) -> StoredMeans:
         NdkdError: no such file, another format, or classes missing from it.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise NdkdError(f"class means {path}: wanted a file")
     try:
         if path.suffix == ".json":
             rows = json.loads(path.read_text())

@@ -32,9 +32,8 @@ class ClassSums:
         """Add embeddings (N, D) of classes (N,)."""
         embedding, label = embedding.to(self.device).double(), label.to(self.device)
         self.span = torch.maximum(self.span, torch.stack([-label.min(), label.max()]))
-        label = label.clamp(
-            0, len(self.counts) - 1
-        )  # a wrong one is named below, by every rank: none waits for another
+        # a wrong one is named by ``means``, by every rank: none waits for another
+        label = label.clamp(0, len(self.counts) - 1)
         self.sums.index_add_(0, label, embedding)
         self.counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
 
@@ -61,4 +60,6 @@ class ClassSums:
             )
         if not self.sums.isfinite().all():
             raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")
+        if not self.sums.any():
+            raise NdkdError("the teacher's embeddings are all 0, no class has a direction; is its checkpoint damaged?")
         return (self.sums / self.counts.clamp_min(1).unsqueeze(1)).float(), absent

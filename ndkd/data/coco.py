@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ndkd.data.folders import opened
 from ndkd.data.image_folder import ImageFolderDataModule
-from ndkd.data.loading import ImageLoader, reading, sharded
+from ndkd.data.loading import ImageLoader, check_least, reading, sharded
 from ndkd.data.module import DataModule
 from ndkd.data.order import GroupedOrder
 from ndkd.data.transforms import InRGB, Pixels
@@ -69,8 +69,7 @@ class CocoDataModule(DataModule):
         num_workers: int | None = None,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise NdkdError(f"batch_size: wanted at least 1, got {batch_size}")
+        check_least(batch_size=(batch_size, 1), num_workers=(num_workers or 0, 0))
         self.train, self.val, self.images = Path(train), Path(val), {"train": train_images, "val": val_images}
         self.batch_size, self.num_workers, self.flip, self.grouped = batch_size, num_workers, flip, group_by_shape
 
@@ -113,6 +112,8 @@ def read_split(file: Path, folder: Path | None, name: str) -> Split:
         NdkdError: names the file and the entry that is wrong.
     """
     try:
+        if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+            raise OSError(0, "no ordinary file")
         content = file.read_bytes()
         tables = json.loads(content)
     except (OSError, ValueError) as error:
@@ -122,6 +123,9 @@ def read_split(file: Path, folder: Path | None, name: str) -> Split:
     folder = Path(folder or file.parent.parent / file.stem.removeprefix("instances_"))
     paths = [os.fsencode(folder / image["file_name"]) for image in images.values()]
     for number, path in zip(images, paths, strict=True):
+        name = Path(images[number]["file_name"])
+        if name.is_absolute() or ".." in name.parts:
+            raise NdkdError(f"{file}: image {number} lies outside {folder}: file_name {str(name)!r}; correct it")
         if not os.path.isfile(path):
             todo = f"add it, or set data.init_args.{name}_images to the folder"
             raise NdkdError(f"{file}: image {number} is missing, there is no file {os.fsdecode(path)}; {todo}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ndkd.errors import NdkdError
 
@@ -41,17 +41,57 @@ def find_images(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dic
 
 
 def _read(split: Path) -> tuple[list[str], ImageFiles]:
-    try:
-        found = ImageFolder(split, allow_empty=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        what = f"{split} holds no class folder" if split.is_dir() else f"there is no folder {split}"
-        raise NdkdError(f"{what}: wanted {split}/CLASS/IMAGE.jpg (or .png, …)") from error
-    paths, target = np.array([os.fsencode(path) for path, _ in found.samples]), np.array(found.targets, np.int64)
-    empty = np.bincount(target, minlength=len(found.classes)) == 0
-    if empty.any():
-        folder = split / found.classes[empty.argmax()]
-        raise NdkdError(f"class folder {folder} holds no image ({', '.join(IMG_EXTENSIONS)})")
-    return found.classes, ImageFiles(paths, target)
+    wanted = f"wanted {split}/CLASS/IMAGE.jpg (or .png, …)"
+    if not split.is_dir():
+        raise NdkdError(f"there is no folder {split}: {wanted}")
+    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
+    if not classes:
+        raise NdkdError(f"{split} holds no class folder: {wanted}")
+    paths, target, walked = [], [], {}
+    for number, name in enumerate(classes):
+        found = list(_images_below(split / name, walked))
+        if not found:
+            raise NdkdError(f"class folder {split / name} holds no image ({', '.join(IMG_EXTENSIONS)})")
+        paths += found
+        target += [number] * len(found)
+    return classes, ImageFiles(np.array(paths), np.array(target, np.int64))
+
+
+def _images_below(folder: Path, walked: dict[str, Path]) -> Iterator[bytes]:
+    """The images of a class, folder by folder in the order of their names.
+
+    A link to a folder is followed, but to none that the class lies in, and each folder is walked once.
+
+    Args:
+        folder: of the class.
+        walked: the class of each real folder so far; of this class they are added.
+
+    Raises:
+        NdkdError: a folder of two classes, or something with the name of an image that is no ordinary file.
+    """
+    real = os.path.realpath(folder)
+    above = {str(parent) for parent in (Path(real), *Path(real).parents, *Path(os.path.abspath(folder)).parents)}
+    waiting, folders = [str(folder)], {}
+    while waiting:
+        place = waiting.pop()
+        real = os.path.realpath(place)
+        if walked.get(real) == folder or (real in above and place != str(folder)):
+            continue
+        if real in walked:
+            raise NdkdError(
+                f"{place} and {walked[real]} are one folder, its images would be of two classes; remove one"
+            )
+        walked[real] = folder
+        entries = list(os.scandir(place))
+        waiting += [entry.path for entry in entries if entry.is_dir()]
+        folders[place] = [entry for entry in entries if not entry.is_dir()]
+    for place in sorted(folders):
+        for entry in sorted(folders[place], key=lambda entry: entry.name):
+            if not entry.name.lower().endswith(IMG_EXTENSIONS):
+                continue
+            if not entry.is_file():  # reading a pipe would wait for ever
+                raise NdkdError(f"image {entry.path} is no ordinary file: replace or remove it")
+            yield os.fsencode(entry.path)
 
 
 @contextmanager

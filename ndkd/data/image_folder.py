@@ -10,12 +10,13 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from ndkd.data.folders import ImageFiles, find_images, opened
-from ndkd.data.loading import ImageLoader, reading, sharded
+from ndkd.data.loading import ImageLoader, check_least, reading, sharded
 from ndkd.data.module import DataModule
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
 
 Batch = tuple[Tensor, Tensor]
+MOST_PIXELS = 8192  # in height and width: more is a slip of the keyboard, and takes all the memory
 
 
 class ImageFolderDataModule(DataModule):
@@ -64,10 +65,12 @@ class ImageFolderDataModule(DataModule):
         num_workers: int | None = None,
     ):
         super().__init__()
-        least = {"batch_size": (batch_size, 2), "image_size": (image_size, 1), "num_workers": (num_workers or 0, 0)}
-        for name, (value, smallest) in {**least, "mixup": (mixup, 0), "cutmix": (cutmix, 0)}.items():
-            if value < smallest:
-                raise NdkdError(f"{name}: wanted at least {smallest}, got {value}")
+        check_least(batch_size=(batch_size, 2), image_size=(image_size, 1), num_workers=(num_workers or 0, 0))
+        check_least(mixup=(mixup, 0), cutmix=(cutmix, 0), resize=(1 if resize is None else resize, 1))
+        if image_size > MOST_PIXELS or (resize or 0) > MOST_PIXELS:
+            raise NdkdError(
+                f"image_size and resize: wanted at most {MOST_PIXELS} pixels, got {image_size} and {resize}"
+            )
         if not 0 <= erase <= 1:
             raise NdkdError(f"erase: wanted a probability, 0 to 1, got {erase}")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers

@@ -44,6 +44,8 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         images = parts["train"][0]
         self.image_shape = (images.shape[3], *images.shape[1:3])
         self.mean, self.std = _statistics(images)
+        if not all(self.std):
+            raise NdkdError(f"{self.root / 'train'}: all pixels are alike in one of the colours; wanted images that differ")
         self.keep(parts)
 
     def _read(self, files: ImageFiles) -> Part:

@@ -33,10 +33,12 @@ class InMemoryDataModule(DataModule):
         self, train_size: int | None = None, val_size: int = 0, batch_size: int = 128, pad: int = 4, flip: bool = True
     ):
         super().__init__()
-        if batch_size < 2:
+        if batch_size is None or batch_size < 2:
             raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
-        if pad < 0:
+        if pad is None or pad < 0:
             raise NdkdError(f"pad: wanted a number of pixels, got {pad}")
+        if val_size is None or val_size < 0:
+            raise NdkdError(f"val_size: wanted a number of images, 0 for none of the training images, got {val_size}")
         self.train_size, self.val_size, self.batch_size = train_size, val_size, batch_size
         self.pad, self.flip = pad, flip
 
@@ -48,6 +50,9 @@ class InMemoryDataModule(DataModule):
         if self.train_size is not None and self.train_size != len(parts["train"][1]):
             parts["train"] = self._split(parts["train"], self.train_size, "train_size")[1]
         self.parts = parts
+        height, width = parts["train"][0].shape[1:3]
+        if self.pad > min(height, width):
+            raise NdkdError(f"pad: wanted at most the images' {min(height, width)} pixels, got {self.pad}")
 
     def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
         (images, target), pad, flip = self.parts[part], self.pad if augment else 0, self.flip and augment

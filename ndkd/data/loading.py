@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from math import inf
 from typing import Any
 
 import lightning.pytorch as L
@@ -9,7 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from ndkd.data.order import ShardedOrder
+from ndkd.errors import NdkdError
 from ndkd.seeds import run_seed
+
+MOST_WORKERS = 256
 
 
 class ImageLoader(DataLoader):
@@ -29,6 +33,15 @@ class ImageLoader(DataLoader):
             digest.update(b"%s %d %d\n" % (path, entry.st_size, entry.st_mtime_ns))
         digest.update(self.dataset.target)
         return digest.hexdigest()
+
+
+def check_least(**options: tuple[float, float]) -> None:
+    """Raise ``NdkdError`` unless each option, (value, least), is a finite number and at least that."""
+    for name, (value, least) in options.items():
+        if value is None or not least <= value < inf:
+            raise NdkdError(f"{name}: wanted at least {least}, got {value}")
+    if (workers := options.get("num_workers", (0, 0))[0]) > MOST_WORKERS:
+        raise NdkdError(f"num_workers: wanted at most {MOST_WORKERS} processes, got {workers}")
 
 
 def sharded(data: L.LightningDataModule, size: int, shuffle: bool) -> ShardedOrder:

@@ -1,10 +1,26 @@
 """What several losses share: checks of their inputs, unit vectors, and the class-mean row of each sample."""
 
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
+
+
+def check_positive(**options: float) -> None:
+    """Raise ``ValueError`` unless each option is a finite number above 0."""
+    for name, value in options.items():
+        if value is None or not 0 < value < inf:
+            raise ValueError(f"{name}: wanted a number above 0, got {value}")
+
+
+def check_weights(**options: float) -> None:
+    """Raise ``ValueError`` unless the options are finite numbers from 0 on, of which one is above 0."""
+    for name, value in options.items():
+        if value is None or not 0 <= value < inf:
+            raise ValueError(f"{name}: wanted a number from 0 on, got {value}")
+    if not any(options.values()):
+        raise ValueError(f"{' and '.join(options)}: wanted a number above 0, all are 0")
 
 
 def check_same_shape(**tensors: Tensor) -> None:

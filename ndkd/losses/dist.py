@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ndkd.losses.common import check_same_shape
+from ndkd.losses.common import check_positive, check_same_shape, check_weights
 
 
 def dist_loss(
@@ -52,6 +52,8 @@ class DISTLoss(nn.Module):
 
     def __init__(self, beta: float = 2.0, gamma: float = 2.0, tau: float = 4.0):
         super().__init__()
+        check_positive(tau=tau)
+        check_weights(beta=beta, gamma=gamma)
         self.beta, self.gamma, self.tau = beta, gamma, tau
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

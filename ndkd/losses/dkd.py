@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_same_shape, check_target
+from ndkd.losses.common import check_positive, check_same_shape, check_target, check_weights
 
 
 def dkd_loss(
@@ -62,6 +62,8 @@ class DKDLoss(nn.Module):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0):
         super().__init__()
+        check_positive(temperature=temperature)
+        check_weights(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:

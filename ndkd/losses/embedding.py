@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_class_means, check_same_shape, check_target, in_float32, target_means, unit_vectors
+from ndkd.losses.common import (
+    check_class_means,
+    check_positive,
+    check_same_shape,
+    check_target,
+    in_float32,
+    target_means,
+    unit_vectors,
+)
 
 
 def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
@@ -63,6 +71,7 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1):
         super().__init__()
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, student_embedding: Tensor, class_means: Tensor, target: Tensor) -> Tensor:

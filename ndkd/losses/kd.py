@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_same_shape
+from ndkd.losses.common import check_positive, check_same_shape
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -37,6 +37,7 @@ class KDLoss(nn.Module):
 
     def __init__(self, temperature: float = 4.0):
         super().__init__()
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ndkd.losses.common import check_class_means, check_same_shape, check_target, target_means
+from ndkd.losses.common import check_class_means, check_positive, check_same_shape, check_target, target_means
 
 
 def nd_loss(
@@ -81,6 +81,7 @@ class NDLoss(nn.Module):
 
     def __init__(self, eps: float = 1e-8):
         super().__init__()
+        check_positive(eps=eps)
         self.eps = eps
 
     def forward(

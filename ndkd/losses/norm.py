@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ndkd.losses.common import check_same_shape
+from ndkd.losses.common import check_positive, check_same_shape
 
 
 def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
@@ -32,6 +32,7 @@ class SIFNLoss(nn.Module):
 
     def __init__(self, step: float = 1.0):
         super().__init__()
+        check_positive(step=step)
         self.step = step
 
     def forward(self, student_embedding: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ndkd.losses.common import check_positive
+
 
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     r"""Hierarchical context loss: squared distance of feature maps at full size and pooled to 4×4, 2×2 and 1×1.
@@ -94,6 +96,7 @@ class ReviewKDLoss(nn.Module):
 
     def __init__(self, max_mid_channels: int = 512):
         super().__init__()
+        check_positive(max_mid_channels=max_mid_channels)
         self.max_mid_channels = max_mid_channels
         self.fusions = nn.ModuleList()  # deep -> shallow, made by build
 

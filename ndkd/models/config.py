@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,19 @@ class ModelConfig:
     std: list[float] | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+
+    def __post_init__(self):
+        for name in ("classifier", "taps", "mean", "std"):
+            if getattr(self, name) is not None and not len(getattr(self, name)):
+                raise NdkdError(f"model {self.name}: {name}: wanted at least one, got none; leave it out")
+        if not all(isfinite(number) for number in (*(self.mean or ()), *(self.std or ()))):
+            raise NdkdError(f"model {self.name}: mean and std: wanted finite numbers, got {self.mean} and {self.std}")
+        if any(number <= 0 for number in self.std or ()):
+            raise NdkdError(f"model {self.name}: std: wanted numbers above 0, got {self.std}")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise NdkdError(f"model {self.name}: wanted as many std as mean, got {self.std} and {self.mean}")
+        if not isinstance(self.kwargs, dict):
+            raise NdkdError(f"model {self.name}: kwargs: wanted entries, got {self.kwargs}; leave it out")
 
     @property
     def brings_weights(self) -> bool:

@@ -20,7 +20,7 @@ def build_detector(
 ) -> FasterRCNN:
     """Torchvision's Faster R-CNN on four stages of a ResNet or of MobileNetV2.
 
-    A backbone that starts from weights for ImageNet keeps their BatchNorm and, as is usual, its first stage.
+    A backbone that starts from weights for ImageNet keeps their BatchNorm; a ResNet also its first stage, as is usual.
 
     Args:
         backbone: ``resnet18``, ``resnet50``, ``resnet101``, …, ``mobilenet_v2``.
@@ -40,18 +40,18 @@ def build_detector(
     network = build_model(f"torchvision/{backbone}", 1000, pretrained and checkpoint is None, norm_layer=norm)
     if backbone == "mobilenet_v2":
         network.classifier, body, widths = nn.Identity(), network.features[:18], MOBILENET_V2
+        first_stage = []  # published MobileNetV2 detectors train all of it
     else:
         widths = {f"layer{k + 1}": network.fc.in_features >> 3 - k for k in range(4)}
         network.fc, body = nn.Identity(), network
+        first_stage = [network.conv1, network.layer1]
     if checkpoint is not None:
         own = network.state_dict()
         weights = {k: v for k, v in model_weights(read_checkpoint(checkpoint), own).items() if k in own}
         load_weights(network, weights, f"checkpoint {checkpoint}")
     if pretrained:
-        for name, child in body.named_children():
-            child.requires_grad_(False)
-            if name in widths:
-                break
+        for part in first_stage:
+            part.requires_grad_(False)
     levels = {name: str(level) for level, name in enumerate(widths)}
     pyramid = BackboneWithFPN(body, levels, list(widths.values()), 256, LastLevelMaxPool())
     return FasterRCNN(pyramid, num_classes, **options)

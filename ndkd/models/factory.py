@@ -1,14 +1,16 @@
 """From a name to a model."""
 
 import importlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, one_of, words_of
 from ndkd.models.cifar import MODELS as CIFAR_MODELS
 from ndkd.models.classes import new_classes
 from ndkd.models.features import find_classifier
@@ -37,20 +39,28 @@ def build_model(name: str, num_classes: int | None, pretrained: bool = False, **
         10
     """
     family, _, model = name.partition("/")
-    try:
-        if model and family in FAMILIES:
-            return FAMILIES[family](model, num_classes, pretrained, **kwargs)
-        if ":" in name:
-            return _from_callable(name, num_classes, pretrained, **kwargs)
-    except TypeError as error:
-        if not kwargs:
-            raise
-        raise NdkdError(f"model {name} with kwargs {kwargs}: {error}") from error
+    make = partial(FAMILIES[family], model) if model and family in FAMILIES else None
+    make = partial(_from_callable, name) if make is None and ":" in name else make
+    if make is not None:
+        return _made(name, partial(make, num_classes, pretrained, **kwargs), kwargs)
     known = [f"{zoo}/{m}" for zoo in ZOO for m in ZOO[zoo]] + [f"torchvision/{m}" for m in _torchvision_names()]
     raise NdkdError(
         f"unknown model {name!r}; {one_of(name, known)} "
         "A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
     )
+
+
+def _made(name: str, make: Callable[[], Any], kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        model = make()
+    except (NdkdError, OSError):
+        raise
+    except Exception as error:  # of whatever kind constructors raise for arguments that they do not check
+        given = f" with kwargs {kwargs}" if kwargs else ""
+        raise NdkdError(f"model {name}{given}: {words_of(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise NdkdError(f"model {name}: wanted a torch.nn.Module, its function returns {type(model).__name__}")
+    return model
 
 
 def default_statistics(name: str, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ndkd.models.layers import ConvNormReLU, initialise
+from ndkd.models.layers import ConvNormReLU
 
 # Table 1 of the paper: width and stride of each depthwise-separable block
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
@@ -26,7 +26,7 @@ class MobileNetV1(nn.Module):
     """Thirteen depthwise-separable blocks; the embedding has 1024 channels.
 
     Maps to tap: ``blocks.2``, ``blocks.4``, ``blocks.10``, ``blocks.12``, the last block of each resolution (before its
-    ReLU: ``blocks.2.preact`` …), and ``avgpool``.
+    ReLU: ``blocks.2.preact`` …), and ``avgpool``. The weights start as torch draws them, as in the published models.
 
     Args:
         num_classes: number of logits.
@@ -42,7 +42,6 @@ class MobileNetV1(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)  # of 7×7 at 224 pixels
         self.fc = nn.Linear(width, num_classes)
-        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.avgpool(self.blocks(self.stem(images))).flatten(1))

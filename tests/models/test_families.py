@@ -70,7 +70,7 @@ UNLIKE = {
     "timm/volo_d1_224": "head, aux_head read (2, 384), (2, 196, 384)",
     "timm/efficientvim_m1": "heads.0, heads.1, heads.2, heads.3 read (2, 128), (2, 192), (2, 320), (2, 320)",
 }
-PAPER_TAPS = {  # before the activation
+PREACT_TAPS = {
     "torchvision/resnet18": [*(f"layer{k}.1.relu:input" for k in range(1, 5)), "avgpool"],
     "timm/resnet18": [*(f"layer{k}.1.act2:input" for k in range(1, 5)), "global_pool"],
 }
@@ -220,10 +220,10 @@ def test_readme_names_what_is_tested():
     }
     unable = {name: columns for name, columns in README.items() if name not in able}
     assert unable == dict.fromkeys([*CONVOLUTIONS, *UNLIKE], ("no", [], None, "no"))
-    assert " ".join(f"`{tap}`" for tap in PAPER_TAPS["torchvision/resnet18"]) in SECTION
+    assert " ".join(f"`{tap}`" for tap in PREACT_TAPS["torchvision/resnet18"]) in SECTION
 
 
-@pytest.mark.parametrize(("name", "taps"), [*REVIEWABLE, *PAPER_TAPS.items()])
+@pytest.mark.parametrize(("name", "taps"), [*REVIEWABLE, *PREACT_TAPS.items()])
 def test_reviewkd(name, taps, resnet18):
     model, output = feature_maps(name, taps)
     assert [values.shape[2:] for values in output.feature_maps] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
@@ -236,9 +236,9 @@ def test_reviewkd(name, taps, resnet18):
     assert all(values.grad.any() for values in leaves)
 
 
-@pytest.mark.parametrize("name", PAPER_TAPS)
+@pytest.mark.parametrize("name", PREACT_TAPS)
 def test_maps_before_the_activation(name):
-    before, after = (feature_maps(name, taps)[0] for taps in (PAPER_TAPS[name], README[name][1]))
+    before, after = (feature_maps(name, taps)[0] for taps in (PREACT_TAPS[name], README[name][1]))
     after.load_state_dict(before.state_dict())
     batch = images(name)
     with torch.no_grad():

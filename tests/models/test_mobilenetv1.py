@@ -37,3 +37,19 @@ def test_maps_and_embedding(before_relu):
     assert shapes == [(128, 16, 16), (256, 8, 8), (512, 4, 4), (1024, 2, 2), (1024, 1, 1)]
     assert [bool((m < 0).any()) for m in output.feature_maps] == [before_relu] * 4 + [False]
     assert torch.equal(output.feature_maps[-1].flatten(1), output.embedding)
+
+
+def test_weights_start_as_torch_draws_them():
+    """Uniform within 1 / √fan_in, the classifier's bias too; He's normal distribution has a third of that again."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model("imagenet/mobilenet_v1", 1000)
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 28
+    for layer in layers:
+        bound = layer.weight[0].numel() ** -0.5
+        drawn = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+        for values in drawn:
+            assert 0.9 * bound < values.abs().max() <= bound
+            assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert model.fc.bias is not None
