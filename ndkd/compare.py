@@ -126,7 +126,8 @@ def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: P
         out: where the means are kept, ``class_means/NAME.safetensors``.
         write: write files that are not there.
     """
-    entries = {_identity(entry): entry for fit in fits if (entry := teacher_of(fit.config))}
+    given = [fit.config["model"]["init_args"].get("teacher") for fit in fits]
+    entries = {_identity(entry): entry for entry in given if entry}
     if first and not entries:
         made = {**first.config["model"]["init_args"]["student"], "checkpoint": str(first.run.checkpoint("last"))}
         entries = {"": made}

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from math import inf
 from pathlib import Path
+from pydoc import locate
 from typing import Any, NamedTuple
 
 import yaml
 
 from ndkd.configuration import check_config
+from ndkd.distillation import asks_for_teacher
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.jobs import Fit
 from ndkd.runs import Run, differences
@@ -217,5 +219,10 @@ def _check_protocol(fit: Fit, first: Fit) -> None:
 
 
 def teacher_of(config: dict[str, Any]) -> dict[str, Any] | None:
-    """A configuration's entry of its teacher."""
-    return config["model"]["init_args"].get("teacher")
+    """A configuration's entry of its teacher, None if no loss asks for one."""
+    terms = (config["model"]["init_args"].get("losses") or {}).values()
+    given = [
+        term["inputs"] or getattr(locate(term["loss"]["class_path"]), "inputs", ()) for term in terms if term["weight"]
+    ]
+    inputs = [name for names in given for name in names]
+    return config["model"]["init_args"].get("teacher") if asks_for_teacher(inputs) else None

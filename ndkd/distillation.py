@@ -196,7 +196,7 @@ class DistillationModule(L.LightningModule):
         used = {source for term in self.losses.values() for source in term.inputs}
         if not any(source.startswith("student.") for source in used):
             raise NdkdError("no loss reads anything of the student, such as student.logits; it could not learn")
-        if any(source.startswith("teacher.") or source in ("class_means", "student.projected") for source in used):
+        if asks_for_teacher(used):
             self._build_teacher(used)
         dry = self._dry_forward()
         if dry.class_means is not None:
@@ -461,6 +461,11 @@ class DistillationModule(L.LightningModule):
         kept = {k: v for k, v in checkpoint["state_dict"].items() if k in own or not k.startswith(TRAINING_ONLY)}
         check_keys(own, kept, "the checkpoint")
         checkpoint["state_dict"] = kept
+
+
+def asks_for_teacher(inputs: Iterable[str]) -> bool:
+    """Whether a teacher is wanted for these inputs of loss terms."""
+    return any(name.startswith("teacher.") or name in ("class_means", "student.projected") for name in inputs)
 
 
 def inputs_of(term: LossTerm, output: StepOutput) -> list[Any]:

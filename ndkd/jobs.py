@@ -89,9 +89,9 @@ class Fit:
 
     def _origin(self, status: dict[str, Any]) -> dict[str, Any]:
         """When, where and by what the run was made."""
-        versions = status.get("versions", {})
-        known = {"date": status.get("date"), "commit": status.get("git_commit"), "machine": status.get("machine")}
-        return {**known, "torch": versions.get("torch"), "precision": self.config["trainer"].get("precision")}
+        found = {"date": status.get("date"), "commit": status.get("git_commit"), "machine": status.get("machine")}
+        found["torch"] = status.get("versions", {}).get("torch")
+        return {**found, "precision": self.config["trainer"].get("precision") or "32-true"}
 
 
 def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:

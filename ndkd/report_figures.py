@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from sklearn.calibration import calibration_curve
 
 # Okabe and Ito's colours, which stay apart for the colour-blind too, without the yellow that white swallows
@@ -70,6 +71,11 @@ def norm_and_angle(points: pd.DataFrame, label: str, colours: list[str] = COLOUR
             axes.scatter(rows[column], rows["last"], s=34, alpha=0.85, linewidth=0, label=shown, **style)
     panels[0].set(xlabel="mean angle to the teacher’s class mean (°)", ylabel=label)
     panels[1].set(xlabel="mean norm / the teacher’s mean norm")
+    if points["relative_norm"].max() > 5 * points["relative_norm"].min() > 0:
+        panels[1].set(xscale="log")
+        panels[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[1].xaxis.set_major_formatter("{x:g}")
+        panels[1].xaxis.set_minor_formatter("")
     panels[1].axvline(1, zorder=0, **REFERENCE)
     for axes in panels:
         axes.grid(alpha=0.3)

@@ -454,6 +454,13 @@ def test_a_teacher_of_no_configuration(teacher, means_written):
     assert means_written[0][1] == "runs/digits/teacher/checkpoints/last.ckpt"
 
 
+def test_a_run_whose_losses_ask_for_no_teacher_is_given_them(teacher, means_written):
+    """It builds none, whatever its configuration names."""
+    sifn = f"{KD},configs/ablation/digits/sifn.yaml"
+    assert ndkd("compare", "--control", "kd", "--out", "out", KD, sifn, f"{KD},configs/ablation/digits/l2.yaml")[0] == 0
+    assert set(given_means()) == {"kd-kd0-seed0", "sifn-seed0"}
+
+
 def test_without_a_teacher_or_with_two_nobody_is_measured(teacher, means_written):
     assert ndkd("compare", "--out", "out", STUDENT)[0] == 0
     Path("other.yaml").write_text("model: {init_args: {teacher: {checkpoint: other.ckpt}}}")

@@ -55,7 +55,7 @@ FLOORS = {
         {"yaml"},
     ),
     "ndkd.compare_plan": (
-        {*BASE, *(f"ndkd.{name}" for name in ("configuration", "jobs", "runs", "training_cli"))},
+        {*BASE, *(f"ndkd.{name}" for name in ("configuration", "distillation", "jobs", "runs", "training_cli"))},
         {"yaml"},
     ),
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
