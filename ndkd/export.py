@@ -1,7 +1,7 @@
 """Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 import jinja2
 import lightning.pytorch as L
 import torch
-import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,13 +21,14 @@ from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run, check_folder
+from ndkd.trust import Trust
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
 SECONDS = 0.5  # to measure a latency
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True)
 
 
-def export(checkpoint: Path, format: str, out: Path) -> None:
+def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), config: Sequence[Path] = ()) -> None:
     """Write a checkpoint's student, in evaluation mode and without projector or hooks, and README.md beside it.
 
     The file is read back and must give the checkpoint's logits for images of the run, else nothing is left.
@@ -37,14 +37,18 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         checkpoint: of ``ndkd fit``, in its run folder.
         format: ``safetensors`` or ``torch`` for the weights, ``onnx`` or ``torch_export`` for the whole network.
         out: the file to write; the network in it maps normalised images (B, c, h, w) to logits (B, C).
+        trust: packages of one's own that the run may name, see :class:`ndkd.trust.Trust`.
+        config: configurations of one's own; what they name is trusted too.
 
     Raises:
-        NdkdError: a place for the file or a checkpoint that will not do, data that is not there, a student that cannot
-            be traced, other logits than the checkpoint's.
+        NdkdError: a place for the file or a checkpoint that will not do, a name that is not trusted, data that is not
+            there, a student that cannot be traced, other logits than the checkpoint's.
     """
-    above = writable_folder(out, format)
+    above, trusted = writable_folder(out, format), Trust(trust, config)
     content, run = read_run(checkpoint)
-    stored, settings = content["hyper_parameters"], yaml.safe_load(run.config.read_text())
+    stored, settings = content["hyper_parameters"], run.read_config()
+    trusted.check_model(stored["student"], f"checkpoint {checkpoint}: student")
+    trusted.check_data(settings.get("data"), str(run.config))
     config = ModelConfig(**{**stored["student"], "checkpoint": checkpoint})
     student = config.build(stored["num_classes"], None, None).eval()
     network, fresh = (build_model(config.name, stored["num_classes"], **config.kwargs).eval() for _ in range(2))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ndkd.errors import NdkdError, one_of
 
@@ -80,6 +81,10 @@ class Run:
                 if int(file.stem) >= first_epoch:
                     file.unlink()
         self.update_status(error=None, results=None)
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return yaml.safe_load(self.config.read_text())
 
     def update_status(self, **values: Any) -> None:
         """Change or add entries of status.json; None takes an entry away."""

@@ -20,7 +20,8 @@ FLOORS = {
     "ndkd.models.output": (set(), {"torch"}),
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.runs": (BASE, {"numpy"}),
+    "ndkd.runs": (BASE, {"numpy", "yaml"}),
+    "ndkd.trust": (BASE, {"torch", "torchvision", "timm", "lightning", "yaml"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
@@ -44,8 +45,8 @@ FLOORS = {
     "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
     "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
     "ndkd.analysis": (
-        {*BASE, "ndkd.data", "ndkd.distillation", "ndkd.losses", "ndkd.models", "ndkd.runs"},
-        {"torch", "lightning", "yaml", "numpy", "pandas", "sklearn", "matplotlib"},
+        {*BASE, *(f"ndkd.{name}" for name in ("data", "distillation", "losses", "models", "runs", "trust"))},
+        {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
     ),
     "ndkd.report": (
         {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},
@@ -53,8 +54,8 @@ FLOORS = {
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
-        {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
-        {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
+        {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data", "ndkd.trust"},
+        {"torch", "lightning", "safetensors", "onnxruntime", "jinja2"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
     "ndkd.cli": ({*BASE, *(f"ndkd.{name}" for name in ("training_cli", "compare", "report", "export"))}, set()),
