@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, full_disk, one_of
 
 COMMANDS = {
     "fit": "train a student from a teacher, or any model by itself; then test it",
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        message = str(full_disk(error, error.filename or Path.cwd()) or message)
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
     where = f"rank {rank}: " if rank != "0" else ""
     print(f"ndkd: {where}{' '.join(message.split())}", file=sys.stderr)
