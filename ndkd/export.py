@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import jinja2
 import lightning.pytorch as L
 import torch
+import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -165,7 +165,7 @@ def test_tables(tmp_path):
     rows = [{**found, "seconds": 1.0, "parameters": 7, "seed": seed} for seed in range(3)]
     with no_file_beyond(100), pytest.raises(NdkdError, match="results.csv cannot be written"):
         write_tables(rows, tmp_path, "ndkd compare")
-    with no_file_beyond(2000), pytest.raises(NdkdError, match="results.png cannot be written"):
+    with no_file_beyond(600), pytest.raises(NdkdError, match="results.md cannot be written"):
         write_tables(rows, tmp_path, "ndkd compare")
 
 
