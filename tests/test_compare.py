@@ -175,7 +175,7 @@ def test_sweep_and_control(teacher):
 
 
 def test_a_row_is_named_after_the_file_that_spells_its_losses(teacher):
-    Path("short.yaml").write_text("trainer: {max_epochs: 60}\n")
+    Path("short.yaml").write_text("trainer: {max_epochs: 120}\n")
     Path("mine.yaml").write_text("model: {init_args: {losses: {ce: {loss: torch.nn.CrossEntropyLoss, "
                                  "inputs: [student.logits, target]}}}}\n")  # fmt: skip
     given = {
@@ -253,7 +253,7 @@ def test_each_job_has_a_gpu(monkeypatch, visible, wanted):
 def test_the_bar_shows_all_runs(teacher):
     Path("slow").write_text("0.6")
     _, _, err = ndkd("compare", "--seeds", 0, 1, "--out", "out", STUDENT)
-    assert re.search(r"1\.0 of 2 runs \[.*student-seed1 2%\]", err)  # an epoch of sixty
+    assert re.search(r"1\.0 of 2 runs \[.*student-seed1 1%\]", err)  # an epoch of 120
     assert "2.0 of 2 runs" in err
 
 
@@ -335,7 +335,7 @@ BAD = {
     "two lengths": (
         [STUDENT, f"{KD},longer.yaml"],
         "kd,longer is DigitsDataModule, val_size 200, 90 epochs, student DigitsDataModule, val_size 200, "
-        "60 epochs: results of two protocols do not belong in one table; compare them apart",
+        "120 epochs: results of two protocols do not belong in one table; compare them apart",
     ),
     "no YAML": (["broken.yaml"], "configuration broken: "),
     "an unknown entry": (["wrong.yaml"], "configuration wrong: Group 'trainer' does not accept option 'max_epoch'"),
@@ -350,7 +350,7 @@ def test_bad_input(teacher, case):
     Path("other/kd.yaml").write_text(Path(KD).read_text())
     Path("longer.yaml").write_text("trainer: {max_epochs: 90}")
     Path("broken.yaml").write_text("trainer: {max_epochs: [")
-    Path("wrong.yaml").write_text("trainer: {max_epoch: 3}\n" + Path(STUDENT).read_text().split("max_epochs: 60")[1])
+    Path("wrong.yaml").write_text("trainer: {max_epoch: 3}\n" + Path(STUDENT).read_text().split("max_epochs: 120")[1])
     before = sorted(Path().rglob("*"))
     status, _, err = ndkd("compare", "--out", "out", *arguments)
     assert status == 2
@@ -374,7 +374,7 @@ def test_a_run_of_another_configuration(teacher):
     Path("out/student-seed0/config.yaml").write_text("trainer: {max_epochs: 30, default_root_dir: elsewhere}")
     status, _, err = ndkd("compare", "--out", "out", STUDENT)
     assert status == 2
-    assert "out/student-seed0 has trainer.max_epochs 30, not 60: remove it or choose another --out DIR" in err
+    assert "out/student-seed0 has trainer.max_epochs 30, not 120: remove it or choose another --out DIR" in err
 
 
 def test_a_run_with_other_terms_or_another_width(teacher):
@@ -402,7 +402,7 @@ def test_a_table_of_another_protocol_is_not_lost(teacher):
     status, _, err = ndkd("compare", "--out", "out", KDPP, "--", "--trainer.max_epochs", "6")
     assert status == 2
     assert err == (
-        "ndkd: out/results.csv has results of DigitsDataModule, val_size 200, 60 epochs, this command's are of "
+        "ndkd: out/results.csv has results of DigitsDataModule, val_size 200, 120 epochs, this command's are of "
         "DigitsDataModule, val_size 200, 6 epochs: choose another --out DIR\n"
     )
     assert Path("out/results.csv").read_text() == before
