@@ -1,5 +1,6 @@
 """How long the embeddings of trained models are and where they point: what the notebooks compute and draw."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -7,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
@@ -18,9 +18,12 @@ from ndkd.losses.common import unit_vectors
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.models.projector import Projector
 from ndkd.runs import Run
+from ndkd.trust import Trust
 
 
-def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[DistillationModule, L.LightningDataModule]:
+def load_run(
+    folder: str | Path, checkpoint: str = "last", trust: Sequence[str] = ()
+) -> tuple[DistillationModule, L.LightningDataModule]:
     """A run's models and its data, ready to evaluate.
 
     The module has ``student``, ``projector``, ``class_means`` (C, D of the teacher) and ``teacher``. A student trained
@@ -29,18 +32,24 @@ def load_run(folder: str | Path, checkpoint: str = "last") -> tuple[Distillation
     Args:
         folder: the run folder of a classifier.
         checkpoint: ``last`` or ``best``.
+        trust: packages of one's own that the run may name, see :class:`ndkd.trust.Trust`.
 
     Raises:
-        NdkdError: no such run, no such checkpoint, one of something else, or images that are gone.
+        NdkdError: no such run, no such checkpoint, one of something else, a name that is not trusted, or images that
+            are gone.
     """
     run = Run.existing(folder)
-    config, content = yaml.safe_load(run.config.read_text()), read_checkpoint(run.checkpoint(checkpoint))
+    config, content, trusted = run.read_config(), read_checkpoint(run.checkpoint(checkpoint)), Trust(trust)
     known, weights = content.get("hyper_parameters", {}), content.get("state_dict", {})
     if not {"student", "num_classes"} <= known.keys() or any(".roi_heads." in key for key in weights):
         raise NdkdError(f"checkpoint {run.checkpoint(checkpoint)} is no classifier's of ndkd fit; give the run of one")
+    teacher = config["model"]["init_args"]["teacher"]
+    for name, described in (("student", known["student"]), ("teacher", teacher or known["student"])):
+        trusted.check_model(described, f"{run.path}: {name}")
+    trusted.check_data(config["data"], str(run.config))
     data = configured(config["data"])
     described = {name: known[name] for name in ("student", "num_classes", "class_names")}
-    module = DistillationModule(**described, teacher=config["model"]["init_args"]["teacher"])
+    module = DistillationModule(**described, teacher=teacher)
     module.configure_model()
     if "projector.2.weight" in weights:
         module.projector = Projector(*reversed(weights["projector.2.weight"].shape))

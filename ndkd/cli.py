@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, full_disk, one_of
 
 COMMANDS = {
     "fit": "train a student from a teacher, or any model by itself; then test it",
@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        message = str(full_disk(error, error.filename or Path.cwd()) or message)
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
     where = f"rank {rank}: " if rank != "0" else ""
     print(f"ndkd: {where}{' '.join(message.split())}", file=sys.stderr)
@@ -82,6 +83,8 @@ def run_training(command: str, arguments: list[str]) -> int:
       --ckpt_path last|best|FILE              a checkpoint of the run, or any file; without --config the file's run
                                               folder gives the configuration (default last). In fit: last alone,
                                               to continue the run from its last finished epoch
+      --trust PACKAGE                         not in fit: build what the run folder of FILE names in your own package;
+                                              or NDKD_TRUST=PACKAGE, see docs/security.md
       --run_dir DIR                           the run folder; by default runs/ and the names of the config files,
                                               with -seedN for a seed other than 0
       --seed_everything N                     seed of weights, order and augmentation (default 0)
@@ -148,6 +151,9 @@ def add_export(add: Callable[..., Any]) -> None:
     add("checkpoint", type=Path, help="of a run, for example runs/digits/kd++/checkpoints/best.ckpt")
     add("--format", choices=["safetensors", "torch", "onnx", "torch_export"], default="safetensors")
     add("--out", type=Path, required=True, metavar="FILE", help="in a folder of its own; README.md goes beside it")
+    trusted = "build what the run names in your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
+    add("--trust", action="append", default=[], metavar="PACKAGE", help=trusted)
+    add("--config", action="append", default=[], type=Path, metavar="FILE", help="build what your configuration names")
 
 
 PARSERS = {"compare": add_compare, "table": add_table, "report": add_report, "export": add_export}
@@ -176,3 +182,14 @@ def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
     """The values that an option is given, as ``--name value`` or ``--name=value``."""
     joined = [argument.split("=", 1) for argument in arguments if "=" in argument]
     return [value for name, value in [*zip(arguments, arguments[1:], strict=False), *joined] if name in names]
+
+
+def without_option(name: str, arguments: list[str]) -> list[str]:
+    """The arguments but this option and its values.
+
+    >>> without_option("--trust", ["--a", "1", "--trust", "mine", "--trust=yours", "b"])
+    ['--a', '1', 'b']
+    """
+    before = ["", *arguments]
+    given = (name, f"{name}=")
+    return [a for a, last in zip(arguments, before, strict=False) if last != name and not a.startswith(given)]

@@ -486,7 +486,7 @@ def check_names(names: Iterable[str]) -> None:
     """Raise ``NdkdError`` unless all names can be those of loss terms: of modules, of options and of columns."""
     taken = {*dir(nn.ModuleDict()), "loss", "lr"}  # train/loss is the sum of all terms
     for name in names:
-        if not re.fullmatch(r"[^\W\d][\w+-]*", str(name)) or name in taken:
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d][\w+-]*", name) or name in taken:
             why = "is taken" if name in taken else "is no word"
             raise NdkdError(f"losses: {name!r} {why}; name the term otherwise, for example kd")
 

@@ -1,5 +1,11 @@
 """The one exception that is written for the person at the keyboard."""
 
+import errno
+import shutil
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a user's share of it, the largest file that is allowed
+
 
 class NdkdError(Exception):
     """A mistake in the input; its message says in one line what was wrong, what was found and what to do."""
@@ -18,6 +24,16 @@ def words_of(error: Exception) -> str:
     text = " ".join(str(error).split())[:400]
     plain = type(error).__name__ in ("ValueError", "TypeError", "RuntimeError", "MisconfigurationException")
     return text if plain and text else f"{type(error).__name__}: {text}"
+
+
+def full_disk(error: OSError, path: str | Path) -> NdkdError | None:
+    """What to say where a file could not be written for want of space; None for any other error."""
+    if error.errno not in FULL:
+        return None
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free / 1e6
+    to_do = "make room and run it again; fit goes on with --ckpt_path last"
+    return NdkdError(f"{path} cannot be written: {error.strerror}; {free:,.1f} MB are free there; {to_do}")
 
 
 def one_of(name: str, known: list[str], most: int = 5) -> str:

@@ -1,7 +1,7 @@
 """Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
@@ -22,7 +22,8 @@ from ndkd.errors import NdkdError
 from ndkd.markdown import code, fence, inline, one_row, python_text
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
-from ndkd.runs import Run, check_folder
+from ndkd.runs import Run, check_folder, sync_folder, write_atomically
+from ndkd.trust import Trust
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
 SECONDS = 0.5  # to measure a latency
@@ -31,7 +32,7 @@ TEMPLATES.filters |= {"inline": inline, "code": code, "fence": fence, "row": one
 TEMPLATES.filters["yaml"] = lambda value: yaml.safe_dump([value], default_flow_style=True, width=1e9).strip()[1:-1]
 
 
-def export(checkpoint: Path, format: str, out: Path) -> None:
+def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), config: Sequence[Path] = ()) -> None:
     """Write a checkpoint's student, in evaluation mode and without projector or hooks, and README.md beside it.
 
     The file is read back and must give the checkpoint's logits for images of the run, else nothing is left.
@@ -40,14 +41,18 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         checkpoint: of ``ndkd fit``, in its run folder.
         format: ``safetensors`` or ``torch`` for the weights, ``onnx`` or ``torch_export`` for the whole network.
         out: the file to write; the network in it maps normalised images (B, c, h, w) to logits (B, C).
+        trust: packages of one's own that the run may name, see :class:`ndkd.trust.Trust`.
+        config: configurations of one's own; what they name is trusted too.
 
     Raises:
-        NdkdError: a place for the file or a checkpoint that will not do, data that is not there, a student that cannot
-            be traced, other logits than the checkpoint's.
+        NdkdError: a place for the file or a checkpoint that will not do, a name that is not trusted, data that is not
+            there, a student that cannot be traced, other logits than the checkpoint's.
     """
-    above = writable_folder(out, format)
+    above, trusted = writable_folder(out, format), Trust(trust, config)
     content, run = read_run(checkpoint)
-    stored, settings = content["hyper_parameters"], yaml.safe_load(run.config.read_text())
+    stored, settings = content["hyper_parameters"], run.read_config()
+    trusted.check_model(stored["student"], f"checkpoint {checkpoint}: student")
+    trusted.check_data(settings.get("data"), str(run.config))
     config = ModelConfig(**{**stored["student"], "checkpoint": checkpoint})
     student = config.build(stored["num_classes"], None, None).eval()
     network, fresh = (build_model(config.name, stored["num_classes"], **config.kwargs).eval() for _ in range(2))
@@ -57,9 +62,11 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)  # the exporters log, warn of and print what helps nobody here
     with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
         try:
-            loaded = write_and_read(network, fresh, format, Path(folder, out.name), images)
+            loaded = write_and_read(network, fresh, format, Path(folder, out.name), images, out)
             logits = loaded(images)
             latency = [f"{median_ms(loaded, images, batch):,.2f} ms at batch {batch}" for batch in (1, 64)]
+        except NdkdError:  # a full disk
+            raise
         except Exception as error:  # of any kind, where a model's forward is not for tracing
             why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:200]
             raise NdkdError(f"{config.name} cannot be written as {format} ({why}); choose another --format") from error
@@ -80,11 +87,12 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
         }
         about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
         about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "stored": stored, "on": data}
-        card = TEMPLATES.get_template("model_card.md").render(about, rows=rows)
-        Path(folder, "README.md").write_text(card + "\n", encoding="utf-8")
+        card = TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n"
+        write_atomically(Path(folder, "README.md"), lambda file: file.write(card.encode()), out.parent / "README.md")
         out.parent.mkdir(parents=True, exist_ok=True)
         for file in list(Path(folder).iterdir()):
             file.rename(out.parent / file.name)
+        sync_folder(out.parent)
     for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": out}.items():
         print(f"{title:<12}{text}")
 
@@ -125,23 +133,31 @@ def first_images(config: dict) -> tuple[L.LightningDataModule, Tensor]:
     raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")
 
 
-def write_and_read(network: nn.Module, fresh: nn.Module, format: str, file: Path, images: Tensor) -> Callable:
-    """Write a network, or its weights alone, and give the one that is in the file; ``fresh`` is for weights."""
+def write_and_read(
+    network: nn.Module, fresh: nn.Module, format: str, file: Path, images: Tensor, out: Path
+) -> Callable:
+    """Write a network, or its weights alone, and give the one that is in the file, which will be called ``out``.
+
+    Weights are loaded into ``fresh``.
+    """
     if format in ("safetensors", "torch"):
         weights = {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
         # safetensors' own save_file lets nobody else read the file
-        file.write_bytes(save(weights)) if format == "safetensors" else torch.save(weights, file)
+        is_safe = format == "safetensors"
+        write_atomically(file, lambda f: f.write(save(weights)) if is_safe else torch.save(weights, f), out)
         fresh.load_state_dict(read_checkpoint(file))
         return fresh
     # a batch of one would be taken for a constant
     options = {"args": (images.new_zeros(2, *images.shape[1:]),), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     if format == "torch_export":
-        torch.export.save(torch.export.export(network, **options), file)
+        exported = torch.export.export(network, **options)
+        write_atomically(file, lambda f: torch.export.save(exported, f), out)
         return torch.export.load(file).module()
     import onnxruntime
 
     options |= {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
-    torch.onnx.export(network, f=file, dynamo=True, verbose=False, **options)
+    program = torch.onnx.export(network, dynamo=True, verbose=False, **options)
+    write_atomically(file, lambda f: f.write(program.model_proto.SerializeToString()), out)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3  # errors only
     session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])

@@ -26,7 +26,7 @@ def one_line(message: str, classes: dict[str, list[str]]) -> str:
     where = f"{keys[0]}.{nested[-1]}" if nested else ".".join(keys)
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     unknown = unknown or re.search(r"has no attribute '\w+'\. Got value: (\S+)", message)
-    if unknown:
+    if unknown and unknown[1] != "None":
         name, known = unknown[1].split(".")[-1], classes.get(where.split(".")[-1], [])
         return f"{where}: there is no class {unknown[1]}; {one_of(name, known)}"
     if option := re.search(r"(?:Option|Key|Group) '([^']+)' (?:is not accepted|is not expected)", message):

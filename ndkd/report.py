@@ -3,7 +3,9 @@
 import base64
 import os
 import zipfile
+from functools import partial
 from itertools import cycle
+from operator import methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +20,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from ndkd.errors import NdkdError, some
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.report_figures import COLOURS, figures
-from ndkd.runs import Run, check_folder
+from ndkd.runs import Run, check_folder, sync_folder, write_atomically
 
 MARK = '<meta name="generator" content="ndkd report">'  # by which a report is told from other folders
 
@@ -51,19 +53,21 @@ def report(runs: list[Path], out: Path | None = None) -> None:
         new.mkdir()
         with matplotlib.style.context(Path(__file__).parent / "templates" / "report.mplstyle"):
             for name, figure in figures(shown):
-                figure.savefig(new / f"{name}.png")
+                write_atomically(new / f"{name}.png", partial(figure.savefig, format="png"), out)
         for k, run in enumerate(shown):
             if run.picture:
-                (new / f"detections-{k}.png").write_bytes(run.picture.read_bytes())
+                picture = run.picture.read_bytes()
+                write_atomically(new / f"detections-{k}.png", methodcaller("write", picture), out)
         pictures = {file.stem: base64.b64encode(file.read_bytes()).decode() for file in new.iterdir()}
         templates = jinja2.Environment(
             loader=jinja2.PackageLoader("ndkd"), extensions=["jinja2.ext.do"], autoescape=True
         )
         page = templates.get_template("report.html").render(mark=MARK, runs=shown, baseline=shown[0], pictures=pictures)
-        (new / "index.html").write_text(page, encoding="utf-8")
+        write_atomically(new / "index.html", methodcaller("write", page.encode()), out)
         if out.exists():
             out.rename(Path(folder) / "old")
         new.rename(out)
+        sync_folder(out.parent)
     print(f"report: {out / 'index.html'}")
 
 

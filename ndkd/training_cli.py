@@ -26,7 +26,7 @@ from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoint_callbacks, in_order
-from ndkd.cli import values_of
+from ndkd.cli import values_of, without_option
 from ndkd.data.configured import DATA_MODULES, has_test
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError, words_of
@@ -36,6 +36,7 @@ from ndkd.nulls import check_nulls
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder, differences
 from ndkd.trainer_options import check_length, check_trainer
+from ndkd.trust import Trust
 
 
 @in_one_line()
@@ -272,9 +273,11 @@ def log_results(loggers: list[Logger], results: dict[str, dict[str, float]], ste
 
 
 def with_stored_config(arguments: list[str]) -> list[str]:
-    """Where a checkpoint file is given and no configuration, take the one in its run folder."""
+    """Where a checkpoint file is given and no configuration, take the one in its run folder, if it may be trusted."""
     command, *options = arguments
-    checkpoint = values_of(("--ckpt_path",), options)
+    trusted, checkpoint = values_of(("--trust",), options), values_of(("--ckpt_path",), options)
+    if command != "fit":
+        arguments = [command, *(options := without_option("--trust", options))]
     if values_of(("--config", "-c"), options):
         return arguments
     if command == "fit" or not checkpoint:
@@ -286,7 +289,13 @@ def with_stored_config(arguments: list[str]) -> list[str]:
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not exist; correct --ckpt_path")
     if run is None:
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not lie in a run folder: give its --config FILE too")
-    return [command, "--config", str(run.config), "--run_dir", str(run.path), *options]
+    config = run.read_config()
+    if isinstance(config.get("trainer"), dict):
+        config["trainer"]["logger"] = False  # what is measured afterwards is printed
+    Trust(trusted).check_config(config, str(run.config))
+    # itself, not its file, which might be another by the time it is parsed
+    text = yaml.safe_dump(config, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return [command, "--config", text, "--run_dir", str(run.path), *options]
 
 
 def _say_what_changed(run: Run, config: str) -> None:

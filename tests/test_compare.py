@@ -337,7 +337,7 @@ BAD = {
         "kd,longer is DigitsDataModule, val_size 200, 90 epochs, student DigitsDataModule, val_size 200, "
         "120 epochs: results of two protocols do not belong in one table; compare them apart",
     ),
-    "no YAML": (["broken.yaml"], "configuration broken: "),
+    "no YAML": (["broken.yaml"], "config broken.yaml is no YAML"),
     "an unknown entry": (["wrong.yaml"], "configuration wrong: Group 'trainer' does not accept option 'max_epoch'"),
     "output that is a file": ([STUDENT, "--out", "wrong.yaml"], "folder wrong.yaml cannot be made: .*with --out DIR"),
 }

@@ -20,7 +20,8 @@ FLOORS = {
     "ndkd.models.output": (set(), {"torch"}),
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.runs": (BASE, {"numpy"}),
+    "ndkd.runs": (BASE, {"numpy", "yaml"}),
+    "ndkd.trust": (BASE, {"torch", "torchvision", "timm", "lightning", "yaml"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": (
@@ -67,8 +68,8 @@ FLOORS = {
         {"torch", "tqdm"},
     ),
     "ndkd.analysis": (
-        {*BASE, "ndkd.data", "ndkd.distillation", "ndkd.losses", "ndkd.models", "ndkd.runs"},
-        {"torch", "lightning", "yaml", "numpy", "pandas", "sklearn", "matplotlib"},
+        {*BASE, *(f"ndkd.{name}" for name in ("data", "distillation", "losses", "models", "runs", "trust"))},
+        {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
     ),
     "ndkd.report": (
         {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},
@@ -76,7 +77,7 @@ FLOORS = {
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
-        {*BASE, "ndkd.markdown", "ndkd.models", "ndkd.runs", "ndkd.data"},
+        {*BASE, "ndkd.markdown", "ndkd.models", "ndkd.runs", "ndkd.data", "ndkd.trust"},
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),

@@ -72,7 +72,7 @@ def make_run(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """The pictures are a pixel each: drawing is what takes time."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("RGB", (1, 1)).save(file))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("RGB", (1, 1)).save(file, "PNG"))
 
 
 class Page(HTMLParser):

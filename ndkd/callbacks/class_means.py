@@ -60,6 +60,8 @@ class ClassMeans(L.Callback):
             found = self._from_file(pl_module).class_means
             if found.shape != means.shape:
                 raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
+            if not found.any():
+                raise NdkdError(f"class means {self.file}: all numbers are 0, they point nowhere; give another file")
         means.copy_(found)
 
     def reference(self, trainer: L.Trainer, module: Any) -> StoredMeans | None:
@@ -99,8 +101,6 @@ class ClassMeans(L.Callback):
         stored = read_class_means(self.file)
         if not stored.class_means.isfinite().all():
             raise NdkdError(f"class means {self.file}: not all numbers are finite")
-        if not stored.class_means.any():
-            raise NdkdError(f"class means {self.file}: all numbers are 0, they point nowhere; give another file")
         knows = module.teacher is not None and module.has_embeddings
         stored.check(self.file, module.hparams["class_names"], partial(_embed, module) if knows else None)
         means = stored.class_means.roll(1, dims=0) if self.background_last else stored.class_means

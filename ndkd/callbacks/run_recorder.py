@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from ndkd.errors import NdkdError
 from ndkd.runs import Run, write_atomically
 
 PACKAGES = ("ndkd", "torch", "torchvision", "lightning", "torchmetrics", "timm")
@@ -103,7 +105,10 @@ class RunRecorder(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero and self._started is not None and trainer.state.fn == "fit":
             stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))  # Lightning makes SIGTERM a SystemExit
-            self.run.update_status(state="interrupted" if stopped else "failed", error=str(exception).split("\n")[0])
+            with suppress(NdkdError):  # a full disk may have been what happened, and is full still
+                self.run.update_status(
+                    state="interrupted" if stopped else "failed", error=str(exception).split("\n")[0]
+                )
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

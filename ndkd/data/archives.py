@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, words_of
 
 LARGEST = 2 * 1024**3  # bytes of a member; ImageNet's largest class has a quarter of a GiB
 
@@ -23,7 +23,7 @@ def check_archive(archive: Path, folder: Path, largest: int = LARGEST) -> None:
         with tarfile.open(archive) as tar:
             _check_members(tar, str(archive), free, largest)
     except (tarfile.TarError, EOFError) as error:
-        raise NdkdError(f"archive {archive} is damaged ({error}): get it anew") from error
+        raise NdkdError(f"archive {archive} is damaged ({words_of(error)}): get it anew") from error
 
 
 def _check_members(tar: tarfile.TarFile, name: str, free: int, largest: int) -> int:

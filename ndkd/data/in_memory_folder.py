@@ -45,7 +45,7 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         self.image_shape = (images.shape[3], *images.shape[1:3])
         self.mean, self.std = _statistics(images)
         if not all(self.std):
-            raise NdkdError(f"{self.root / 'train'}: all pixels are alike in one of the colours; wanted images that differ")
+            raise NdkdError(f"{self.root / 'train'}: a colour is alike in all pixels; wanted images that differ")
         self.keep(parts)
 
     def _read(self, files: ImageFiles) -> Part:
