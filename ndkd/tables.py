@@ -81,7 +81,7 @@ def markdown(runs: pd.DataFrame) -> str:
         shown = [_shown(value, k > 1) for k, value in enumerate(values)]
         lines.append([inline(name), " ".join(map(str, done["seed"])), *shown, *cost])
     for run in runs[~runs["state"].isin(["finished", "not run"])].itertuples():
-        state = f"{run.state}: {run.error}" if run.error else run.state
+        state = f"{run.state}: {run.error}" if isinstance(run.error, str) else run.state  # none is NaN in a CSV file
         lines.append([inline(f"{run.config}, seed {run.seed}"), inline(state)])
     lines[1:1] = [["---"] * len(lines[0])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -48,6 +48,8 @@ def test_runs_without_a_result_are_named(written):
     failed = {"config": "dkd", "seed": 0, "state": "failed", "error": "no memory"}
     _, out, _ = ndkd("table", written("results.csv", [*KD, failed]))
     assert "| dkd, seed 0 | failed: no memory |" in out
+    _, out, _ = ndkd("table", written("results.csv", [*KD, {**failed, "state": "running", "error": None}]))
+    assert "| dkd, seed 0 | running |" in out
 
 
 def test_of_what_was_written_before_there_were_protocols(written):
