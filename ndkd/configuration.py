@@ -37,10 +37,10 @@ def check_option(option: str) -> None:
         check_file(Path(value))
     elif any(mark in value for mark in "{[&"):
         try:
-            yaml.compose(value, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError):  # the parser takes it for a mere text
-            return
-        check_text(value, f"option {name or value[:40]}")
+            check_text(value, f"option {name or value[:40]}")
+        except NdkdError as error:
+            if not isinstance(error.__cause__, yaml.YAMLError):  # else the parser takes it for a mere text
+                raise
 
 
 def check_file(config: Path, above: tuple[Path, ...] = ()) -> yaml.Node:
@@ -79,12 +79,15 @@ def check_text(text: str, where: str) -> yaml.Node:
         NdkdError: no YAML, a key that is given twice, aliases that lead back or stand for too many values.
     """
     try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # far down, composing takes seconds and all the stack
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                _refuse_depth(f"{where}, line {_line(event)}")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         why = " ".join(str(error).split())
         raise NdkdError(f"{where} is no YAML: {why}") from error
-    except RecursionError as error:
-        raise NdkdError(f"{where}: lists within lists without end") from error
     if root is None:
         raise NdkdError(f"{where} has no entry; see configs/digits/kd++.yaml for one that has")
     _count(root, where, {}, ())
@@ -97,7 +100,7 @@ def _count(node: yaml.Node, where: str, known: dict[int, int], above: tuple[int,
     if id(node) in above:
         raise NdkdError(f"{line}: an alias leads back to what it stands in; write the values out")
     if len(above) > DEEPEST:
-        raise NdkdError(f"{line}: wanted values at most {DEEPEST} deep")
+        _refuse_depth(line)
     if id(node) not in known:
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, where)
@@ -151,7 +154,11 @@ def texts(node: yaml.Node, seen: set[int] | None = None) -> Iterator[str]:
         yield from texts(part[1] if isinstance(part, tuple) else part, seen)
 
 
-def _line(node: yaml.Node) -> int:
+def _refuse_depth(line: str) -> None:
+    raise NdkdError(f"{line}: wanted values at most {DEEPEST} deep")
+
+
+def _line(node: yaml.Node | yaml.Event) -> int:
     return node.start_mark.line + 1
 
 

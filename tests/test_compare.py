@@ -575,3 +575,14 @@ def test_two_real_runs(workplace):
     status, again, _ = ndkd("compare", *TEACHER, "--out", "real", STUDENT, KDPP, "--", *options)
     assert status == 0
     assert out.split("|", 1)[1] == again.split("|", 1)[1]
+
+
+def test_markdown_of_names_that_are_markdown(tmp_path):
+    """A file's name may hold what a table is made of, and so may an error."""
+    strange = [row | {"config": "a|b<i>"} for row in rows()[:2]]
+    strange.append(strange[0] | {"seed": 9, "state": "failed", "error": "x | y\n<script>"})
+    table = write_tables(strange, tmp_path, "ndkd `compare`")
+    lines = table.splitlines()
+    assert all(line.replace("\\|", "").count("|") in (3, lines[0].replace("\\|", "").count("|")) for line in lines)
+    assert "| a\\|b&lt;i&gt;, seed 9 | failed: x \\| y\\\\n&lt;script&gt; |" in table
+    assert "`` ndkd `compare` ``" in (tmp_path / "results.md").read_text()

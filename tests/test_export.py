@@ -404,3 +404,23 @@ def test_data_without_images(run_of, monkeypatch):
     run = run_of(config={"data": {"class_path": "test_export.NoTestImages"}})
     line = refused(run.checkpoint("last"), "--out", run.path / "x.safetensors")
     assert line == "NoTestImages gives no image to test or validate on: the file could not be checked"
+
+
+def test_the_card_escapes_the_names_of_other_people(run_of, run):
+    """Of classes, of paths and of whatever stands in the configuration: they are text, whatever they look like."""
+    names = ["a\n```\n# b", "<script>", "{{ 7 * 7 }}", *"3456789"]
+    stored = read_checkpoint(run.checkpoint("last"))["hyper_parameters"] | {"class_names": names}
+    config = yaml.safe_load(run.config.read_text())
+    config["model"]["init_args"]["teacher"]["checkpoint"] = "x|y\n<b>"
+    config["run_dir"] = "a ```\n```\n b" * 20
+    strange = run_of(hyper_parameters=stored, config=config)
+    out = strange.path / "x" / "m`y'\n.safetensors"
+    status, _, err = ndkd("export", strange.checkpoint("last"), "--out", out)
+    assert status == 0, err
+    card = (out.parent / "README.md").read_text()
+    assert "\n0 a\\n```\\n# b\n1 <script>\n2 {{ 7 * 7 }}\n" in card
+    assert "resnet20, x\\|y\\\\n&lt;b&gt; |" in card
+    assert "``m`y'\\n.safetensors`` holds its weights" in card
+    assert 'load_file("m`y\'\\n.safetensors")' in card
+    fences = [line for line in card.splitlines() if line.startswith("```")]
+    assert fences == ["```python", "```", "```", "```", "````yaml", "````"]
