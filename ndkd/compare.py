@@ -145,7 +145,8 @@ def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> No
 
 def _check_unchanged(fit: Fit) -> None:
     """Raise ``NdkdError`` if the folder holds a run of another configuration."""
-    kept = yaml.safe_load(fit.run.config.read_text()) if fit.run.is_used else {}
+    kept = fit.run.read_config() if fit.run.is_used else {}
     for name, (now, before) in differences(fit.config, kept).items():
         if not name.startswith(PLACES):
-            raise NdkdError(f"{fit.run.path} has {name} {before}, not {now}: remove it or choose another --out DIR")
+            found = f"{str(before)[:100]}, not {str(now)[:100]}"
+            raise NdkdError(f"{fit.run.path} has {name} {found}: remove it or choose another --out DIR")

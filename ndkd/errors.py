@@ -15,6 +15,19 @@ class NdkdError(Exception):
         super().__init__(message.rpartition(f"{__name__}.NdkdError: ")[2].strip())
 
 
+class Damaged(NdkdError):
+    """A file of a run that is not as it was written.
+
+    Args:
+        file: its path.
+        why: what was found.
+        to_do: by whoever reads it.
+    """
+
+    def __init__(self, file: str | Path, why: str, to_do: str):
+        super().__init__(f"{file} is damaged: {' '.join(why.split())[:200]}; {to_do}")
+
+
 def full_disk(error: OSError, path: str | Path) -> NdkdError | None:
     """What to say where a file could not be written for want of space; None for any other error."""
     if error.errno not in FULL:
