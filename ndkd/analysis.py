@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from ndkd.data.configured import configured, evaluation_batches
 from ndkd.distillation import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.losses.common import unit_vectors
-from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.checkpoint import check_run_checkpoint, read_checkpoint
 from ndkd.models.projector import Projector
 from ndkd.runs import Run
 from ndkd.trust import Trust
@@ -40,13 +41,15 @@ def load_run(
     """
     run = Run.existing(folder)
     config, content, trusted = run.read_config(), read_checkpoint(run.checkpoint(checkpoint)), Trust(trust)
-    known, weights = content.get("hyper_parameters", {}), content.get("state_dict", {})
-    if not {"student", "num_classes"} <= known.keys() or any(".roi_heads." in key for key in weights):
+    known, weights = content.get("hyper_parameters"), content.get("state_dict")
+    is_run = isinstance(known, dict) and {"student", "num_classes"} <= known.keys()
+    if not is_run or any(".roi_heads." in str(key) for key in weights or ()):
         raise NdkdError(f"checkpoint {run.checkpoint(checkpoint)} is no classifier's of ndkd fit; give the run of one")
-    teacher = config["model"]["init_args"]["teacher"]
+    check_run_checkpoint(content, run.checkpoint(checkpoint))
+    teacher = _entry(config, "model", "init_args", "teacher")
     for name, described in (("student", known["student"]), ("teacher", teacher or known["student"])):
         trusted.check_model(described, f"{run.path}: {name}")
-    trusted.check_data(config["data"], str(run.config))
+    trusted.check_data(config.get("data"), str(run.config))
     data = configured(config["data"])
     described = {name: known[name] for name in ("student", "num_classes", "class_names")}
     module = DistillationModule(**described, teacher=teacher)
@@ -59,6 +62,12 @@ def load_run(
     if source and (source.checkpoint is None or Path(source.checkpoint).is_file()):
         module.teacher = module._extractor(source, data)
     return module.eval(), data
+
+
+def _entry(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 @torch.no_grad()

@@ -187,13 +187,14 @@ def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> No
 
 def _check_unchanged(fit: Fit) -> None:
     """Raise ``NdkdError`` if the folder holds a run of another configuration."""
-    kept = yaml.safe_load(fit.run.config.read_text()) if fit.run.is_used else {}
+    kept = fit.run.read_config() if fit.run.is_used else {}
     now, before = ({**config, **_open_entries(config)} for config in (fit.config, kept))
     # without a teacher of its own a run uses the means for its statistics alone
     ignored = PLACES if teacher_of(fit.config) else (*PLACES, "class_means.file")
     for name, (value, old) in differences(now, before).items():
         if not name.startswith(ignored):
-            raise NdkdError(f"{fit.run.path} has {name} {old}, not {value}: remove it or choose another --out DIR")
+            found = f"{str(old)[:100]}, not {str(value)[:100]}"
+            raise NdkdError(f"{fit.run.path} has {name} {found}: remove it or choose another --out DIR")
 
 
 def _open_entries(config: dict[str, Any]) -> dict[str, str]:

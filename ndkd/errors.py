@@ -26,6 +26,19 @@ def words_of(error: Exception) -> str:
     return text if plain and text else f"{type(error).__name__}: {text}"
 
 
+class Damaged(NdkdError):
+    """A file of a run that is not as it was written.
+
+    Args:
+        file: its path.
+        why: what was found.
+        to_do: by whoever reads it.
+    """
+
+    def __init__(self, file: str | Path, why: str, to_do: str):
+        super().__init__(f"{file} is damaged: {' '.join(why.split())[:200]}; {to_do}")
+
+
 def full_disk(error: OSError, path: str | Path) -> NdkdError | None:
     """What to say where a file could not be written for want of space; None for any other error."""
     if error.errno not in FULL:

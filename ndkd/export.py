@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndkd.data.configured import configured, evaluation_batches
-from ndkd.errors import NdkdError
+from ndkd.errors import Damaged, NdkdError
 from ndkd.markdown import code, fence, inline, one_row, python_text
 from ndkd.models import ModelConfig, build_model
-from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.checkpoint import check_run_checkpoint, read_checkpoint
 from ndkd.runs import Run, check_folder, sync_folder, write_atomically
 from ndkd.trust import Trust
 
@@ -58,6 +58,8 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
     network, fresh = (build_model(config.name, stored["num_classes"], **config.kwargs).eval() for _ in range(2))
     network.load_state_dict(student.model.state_dict())
     data, pixels = first_images(settings["data"])
+    with torch.no_grad():
+        wanted = student(pixels).logits
     images = pixels if student.mean is None else (pixels - student.mean) / student.std
     logging.getLogger("torch").setLevel(logging.ERROR)  # the exporters log, warn of and print what helps nobody here
     with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
@@ -70,7 +72,6 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
         except Exception as error:  # of any kind, where a model's forward is not for tracing
             why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:200]
             raise NdkdError(f"{config.name} cannot be written as {format} ({why}); choose another --format") from error
-        wanted = student(pixels).logits
         difference = ((logits - wanted).abs().max() / wanted.abs().max()).item()
         if not difference <= 1e-4:  # nor if it is no number
             found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
@@ -87,7 +88,12 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
         }
         about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
         about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "stored": stored, "on": data}
-        card = TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n"
+        try:
+            card = TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n"
+        except (jinja2.TemplateError, AttributeError, TypeError, ValueError) as error:  # entries of another shape
+            raise Damaged(
+                run.config, f"no model card can be made of it: {error}", "use one that ndkd fit wrote"
+            ) from error
         write_atomically(Path(folder, "README.md"), lambda file: file.write(card.encode()), out.parent / "README.md")
         out.parent.mkdir(parents=True, exist_ok=True)
         for file in list(Path(folder).iterdir()):
@@ -118,8 +124,9 @@ def read_run(checkpoint: Path) -> tuple[dict, Run]:
     student = stored.get("student") if isinstance(stored, dict) else None
     if not isinstance(student, dict) or not {"name", "classifier"} <= student.keys():
         raise NdkdError(f"checkpoint {checkpoint} is none of ndkd fit's: it does not say how its student is built")
-    if student["classifier"][0].startswith("roi_heads."):
+    if str((student["classifier"] or [""])[:1]).startswith("['roi_heads."):
         raise NdkdError(f"checkpoint {checkpoint} is of a detector, {student['name']}; only classifiers are exported")
+    check_run_checkpoint(content, checkpoint)
     if run is None:
         raise NdkdError(f"checkpoint {checkpoint} lies in no run folder, whose config.yaml would say on which images")
     return content, run

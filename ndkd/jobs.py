@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ndkd.errors import Damaged
 from ndkd.runs import Run
 
 NDKD = [sys.executable, "-m", "ndkd"]
@@ -65,21 +66,30 @@ class Fit:
     @property
     def progress(self) -> float:
         """Share of the epochs or steps that are done."""
-        rows, trainer = self.run.metrics(), self.config["trainer"]
+        try:
+            rows, trainer = self.run.metrics(), self.config["trainer"]
+        except Damaged:  # what it starts with sets it aside
+            return 0.0
         done = {"max_epochs": int(rows[-1]["epoch"]) + 1, "max_steps": int(rows[-1]["step"])} if rows else {}
         return max((done[limit] / trainer[limit] for limit in done if (trainer[limit] or -1) > 0), default=0.0)
 
     def result(self) -> dict[str, Any]:
         """The run's row of results.csv, metrics × 100."""
+        try:
+            return self._result()
+        except Damaged as error:
+            return {**self.row, "state": "damaged", "error": str(error), "folder": self.run.path.name}
+
+    def _result(self) -> dict[str, Any]:
         status = self.run.status()
         state = "finished" if self.is_finished else "failed" if self.error else status.get("state", "not run")
         found = {**self.row, "state": state, "error": self.error, "folder": self.run.path.name}
         found["protocol"] = self.protocol
         if self.is_finished:
             tested = bool(status["results"])
-            metric = f"{'test' if tested else 'val'}/{status['headline']}"
+            metric = f"{'test' if tested else 'val'}/{status.get('headline', 'acc1')}"
             epochs = status["results"] if tested else self.run.validation_results(metric)
-            found |= {"metric": metric, "seconds": status["seconds"], "parameters": status["parameters"]}
+            found |= {"metric": metric, "seconds": status.get("seconds"), "parameters": status.get("parameters")}
             for name, values in epochs.items():
                 found |= {name: 100 * values[metric], f"{name}_epoch": values["epoch"]}
             found |= self._origin(status)
@@ -142,7 +152,9 @@ def _ended(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
 
 def _outcome(fit: Fit) -> str:
     result = fit.result()
-    return f"{result['metric']} {result['last']:.2f}, {result['seconds']:.0f} s" if "last" in result else "finished"
+    return (
+        f"{result['metric']} {result['last']:.2f}, {result['seconds']:.0f} s" if "last" in result else result["state"]
+    )
 
 
 def _last_words(log: Path) -> str:

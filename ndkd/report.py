@@ -2,7 +2,6 @@
 
 import base64
 import os
-import zipfile
 from functools import partial
 from itertools import cycle
 from operator import methodcaller
@@ -14,11 +13,11 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from torchmetrics.functional.classification import binary_calibration_error
 
 from ndkd.errors import NdkdError, some
 from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.classes import stored_class_names
 from ndkd.report_figures import COLOURS, figures
 from ndkd.runs import Run, check_folder, sync_folder, write_atomically
 
@@ -107,14 +106,11 @@ class ShownRun:
     def __init__(self, path: Path, name: str, colour: str):
         run = Run.existing(path)
         self.name, self.colour, self.picture = name, colour, run.last_picture()
-        try:
-            self.status, self.config = run.status(), yaml.safe_load(run.config.read_text())
-            self.metrics = pd.DataFrame(run.metrics()).replace("", np.nan).astype(float)
-            self.features = {epoch: run.read_epoch("features", epoch) for epoch in run.epochs("features")}
-            epochs = run.epochs("predictions")
-            self.predictions = pd.DataFrame(run.read_epoch("predictions", epochs[-1]) if epochs else {})
-        except (ValueError, zipfile.BadZipFile, yaml.YAMLError) as error:
-            raise NdkdError(f"run {path} is damaged: {error}; leave it out") from error
+        self.status, self.config = run.status(), run.read_config()
+        self.metrics = pd.DataFrame(run.metrics()).replace("", np.nan).astype(float)
+        self.features = {epoch: run.read_epoch("features", epoch) for epoch in run.epochs("features")}
+        epochs = run.epochs("predictions")
+        self.predictions = pd.DataFrame(run.read_epoch("predictions", epochs[-1]) if epochs else {})
         self.state, self.headline = self.status.get("state", "unknown"), self.status.get("headline", "acc1")
         if self.metrics.empty:
             why = self.status.get("error") or f"its state is {self.state}"
@@ -122,7 +118,7 @@ class ShownRun:
         self.data = ((self.config or {}).get("data") or {}).get("class_path", "").rpartition(".")[2]
         self.metrics = self.metrics.set_index("epoch").join(quantiles_over_epochs(self.features))
         checkpoint = read_checkpoint(run.checkpoint("last")) if run.is_used else {}
-        self.class_names = checkpoint.get("hyper_parameters", {}).get("class_names")
+        self.class_names = stored_class_names(checkpoint)
         results = {"test": self.status.get("results"), "val": run.validation_results(f"val/{self.headline}")}
         self.results = {images: epochs for images, epochs in results.items() if epochs}
         self.images = len(self.predictions)
@@ -157,7 +153,7 @@ class ShownRun:
         return 100 * self.results[images][epoch][f"{images}/{self.headline}"]
 
     def class_name(self, number: int) -> str:
-        return str(self.class_names[number] if self.class_names else number)
+        return str(self.class_names[number] if number < len(self.class_names or ()) else number)
 
 
 def calibration_error(predictions: pd.DataFrame) -> float:

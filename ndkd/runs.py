@@ -18,6 +18,8 @@ import errno
 import io
 import json
 import os
+import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +28,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ndkd.errors import NdkdError, full_disk, one_of
+from ndkd.errors import Damaged, NdkdError, full_disk, one_of
+from ndkd.run_checks import ARRAYS, checked_arrays, checked_status, entries, is_row, reading, unfolded
+
+RESUME = "ndkd fit --ckpt_path last writes it anew"
+OWN_CONFIG = "give the configuration with --config FILE; ndkd fit --ckpt_path last writes it anew"
 
 
 class Run:
@@ -77,43 +83,101 @@ class Run:
         for folder in (self.path, self.checkpoints, self.path / "predictions", self.path / "features"):
             for half_written in folder.glob(".*.[0-9]*"):  # by a process that was killed
                 half_written.unlink()
-        self._write_rows("metrics.csv", [row for row in self.metrics() if int(row["epoch"]) < first_epoch])
-        for kind in ("predictions", "features"):
-            for file in (self.path / kind).glob("*.npz"):
-                if int(file.stem) >= first_epoch:
-                    file.unlink()
+        self._write_rows("metrics.csv", [row for row in self._kept_metrics() if int(row["epoch"]) < first_epoch])
+        for kind in ARRAYS:
+            for epoch in self.epochs(kind):
+                if epoch >= first_epoch:
+                    self._epoch_file(kind, epoch).unlink()
         self.update_status(error=None, results=None)
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration."""
-        return yaml.safe_load(self.config.read_text())
+        """The resolved configuration.
+
+        Raises:
+            Damaged: a file that holds none.
+        """
+        return reading(self.config, lambda: entries(unfolded(yaml.safe_load(self.config.read_bytes()))), OWN_CONFIG)
 
     def update_status(self, **values: Any) -> None:
-        """Change or add entries of status.json; None takes an entry away."""
-        kept = {name: value for name, value in {**self.status(), **values}.items() if value is not None}
+        """Change or add entries of status.json; None takes an entry away. What cannot be read is written anew."""
+        kept = {name: value for name, value in {**self.known_status(), **values}.items() if value is not None}
         text = json.dumps(kept, indent=2)
         write_atomically(self.path / "status.json", lambda file: file.write(text.encode()))
 
     def status(self) -> dict[str, Any]:
+        """The entries of status.json, none where there is no such file.
+
+        Raises:
+            Damaged: a file that holds something else.
+        """
         file = self.path / "status.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return reading(file, lambda: checked_status(json.loads(file.read_bytes())), RESUME) if file.is_file() else {}
+
+    def known_status(self) -> dict[str, Any]:
+        """The same for whoever writes it anew: of a file that is damaged nothing, which is said."""
+        try:
+            return self.status()
+        except Damaged as error:
+            print(f"ndkd: {error}", file=sys.stderr)
+            return {}
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Add one epoch's row; a row of the same epoch is replaced."""
-        kept = [old for old in self.metrics() if int(old["epoch"]) < row["epoch"]]
+        kept = [old for old in self._kept_metrics() if int(old["epoch"]) < row["epoch"]]
         self._write_rows("metrics.csv", [*kept, row])
 
     def metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv."""
+        """The rows of metrics.csv.
+
+        Raises:
+            Damaged: not all of it is rows of numbers.
+        """
+        rows, why = self._readable_metrics()
+        if why:
+            raise Damaged(self.path / "metrics.csv", why, RESUME)
+        return rows
+
+    def _readable_metrics(self) -> tuple[list[dict[str, str]], str | None]:
+        """The rows that are whole, and what is wrong with the first that is not."""
         file = self.path / "metrics.csv"
-        if not file.is_file():
-            return []
-        with file.open(newline="") as text:
-            return list(csv.DictReader(text))
+        content = file.read_bytes() if file.is_file() else b""
+        if not content:
+            return [], "it is empty" if file.is_file() and self.is_used else None
+        reader = csv.DictReader(io.StringIO(content.decode(errors="replace"), newline=""), strict=True)
+        rows, wrong = [], []
+        try:
+            if not {"epoch", "step"} <= set(reader.fieldnames or ()):
+                return [], "its first line does not name the columns epoch and step"
+            for number, row in enumerate(reader, 2):
+                is_next = is_row(row) and (not rows or int(row["epoch"]) > int(rows[-1]["epoch"]))
+                rows += [row] if is_next else []
+                wrong += [] if is_next else [f"line {number} is no row of numbers"]
+        except csv.Error as error:
+            wrong.append(f"line {reader.line_num}: {error}")
+        if not content.endswith(b"\n"):  # its last number may look whole
+            rows, wrong = rows[:-1], [*wrong, "its last line is cut"]
+        if not rows and self.is_used:
+            wrong.append("it has no row")
+        return rows, wrong[0] if wrong else None
+
+    def _kept_metrics(self) -> list[dict[str, str]]:
+        """The rows that can be read; if that is not all of the file, it is set aside."""
+        rows, why = self._readable_metrics()
+        file, number = self.path / "metrics.csv", 1
+        if why and file.stat().st_size:
+            while (aside := file.with_name(f"metrics.csv.damaged{number if number > 1 else ''}")).exists():
+                number += 1
+            file.replace(aside)
+            kept = f"it is kept as {aside.name}, and {len(rows)} rows of it in a new one"
+            print(f"ndkd: {file} is damaged: {why}; {kept}", file=sys.stderr)
+        return rows
 
     def epochs(self, kind: str) -> list[int]:
         """The epochs of which ``predictions`` or ``features`` were kept."""
-        return sorted(int(file.stem) for file in (self.path / kind).glob("[0-9]*.npz"))
+        return sorted(int(file.stem) for file in (self.path / kind).glob("*.npz") if re.fullmatch(r"\d+", file.stem))
+
+    def _epoch_file(self, kind: str, epoch: int) -> Path:
+        return self.path / kind / f"{epoch:04d}.npz"
 
     def validation_results(self, metric: str) -> dict[str, dict[str, float]]:
         """The ``last`` and ``best`` epochs of metrics.csv by ``val/metric``."""
@@ -126,11 +190,21 @@ class Run:
 
     def write_epoch(self, kind: str, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """Keep one epoch's ``predictions`` or ``features``."""
-        write_atomically(self.path / kind / f"{epoch:04d}.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_atomically(self._epoch_file(kind, epoch), lambda file: np.savez_compressed(file, **arrays))
 
     def read_epoch(self, kind: str, epoch: int) -> dict[str, np.ndarray]:
-        with np.load(self.path / kind / f"{epoch:04d}.npz") as arrays:
-            return dict(arrays)
+        """One epoch's ``predictions`` or ``features``.
+
+        Raises:
+            Damaged: a file that does not hold these arrays.
+        """
+        file = self._epoch_file(kind, epoch)
+
+        def read() -> dict[str, np.ndarray]:
+            with np.load(file) as arrays:
+                return checked_arrays(kind, dict(arrays))
+
+        return reading(file, read, f"remove it, {kind} of other epochs do without")
 
     def write_predictions(self, rows: list[Any]) -> Path:
         """Write predictions.csv, a row per image, or predictions.json, a list per image."""

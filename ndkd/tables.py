@@ -77,7 +77,8 @@ def markdown(runs: pd.DataFrame) -> str:
     for name, of_config in runs.groupby("config", sort=False):
         done = of_config[of_config["state"] == "finished"]
         values = [done["last"], done["best"], *(gains[kind].get(name) for kind in ("first", "control"))]
-        cost = [f"{done['seconds'].mean() / 60:.1f}", f"{done['parameters'].iloc[0]:,.0f}"] if len(done) else ["", ""]
+        minutes, parameters = pd.to_numeric(done["seconds"]).mean() / 60, pd.to_numeric(done["parameters"]).max()
+        cost = [f"{minutes:.1f}" if pd.notna(minutes) else "", f"{parameters:,.0f}" if pd.notna(parameters) else ""]
         shown = [_shown(value, k > 1) for k, value in enumerate(values)]
         lines.append([inline(name), " ".join(map(str, done["seed"])), *shown, *cost])
     for run in runs[~runs["state"].isin(["finished", "not run"])].itertuples():

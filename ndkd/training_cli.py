@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from ndkd.callbacks.run_recorder import AtomicCheckpoints, RunRecorder, checkpoi
 from ndkd.cli import values_of, without_option
 from ndkd.data.configured import DATA_MODULES, has_test
 from ndkd.distillation import DistillationModule
-from ndkd.errors import NdkdError, words_of
+from ndkd.errors import Damaged, NdkdError, words_of
 from ndkd.memory import keep_freed_memory
-from ndkd.models.checkpoint import hyper_parameter, read_checkpoint
+from ndkd.models.checkpoint import check_run_checkpoint, hyper_parameter, read_checkpoint
 from ndkd.nulls import check_nulls
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder, differences
@@ -170,6 +171,7 @@ class TrainingCLI(LightningCLI):
             raise NdkdError(
                 f"checkpoint {name} is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint"
             )
+        check_run_checkpoint(content, name)
         if self.subcommand != "fit" and "name" in student:  # its weights and normalisation are in the checkpoint
             student.checkpoint, student.pretrained = None, False
             student.mean = student.mean or hyper_parameter(content, "student", "mean")
@@ -212,6 +214,17 @@ class TrainingCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            frames = traceback.walk_tb(error.__traceback__)
+            if any(Path(frame.f_code.co_filename).name == "checkpoint_connector.py" for frame, _ in frames):
+                why = f"{type(error).__name__} {error}".splitlines()[0]
+                file = self.config[subcommand].ckpt_path
+                raise NdkdError(f"checkpoint {file} is damaged: {why}; take another checkpoint of the run") from error
+            raise
 
     def before_fit(self) -> None:
         for logger in self.trainer.loggers:
@@ -300,11 +313,16 @@ def with_stored_config(arguments: list[str]) -> list[str]:
 
 def _say_what_changed(run: Run, config: str) -> None:
     """Before a resume, a line for each entry of the configuration that differs from the run's so far."""
-    before = yaml.safe_load(run.config.read_text()) if run.config.is_file() else {}
+    try:
+        before = run.read_config() if run.config.is_file() else {}
+    except Damaged as error:  # the run that starts writes it
+        return print(f"ndkd: {error}", file=sys.stderr)
     for name, (value, old) in differences(yaml.safe_load(config), before).items():
         if name != "trainer.max_epochs":
             kept = "; a resumed optimizer keeps its own" if ".optimizer." in name else ""
-            print(f"ndkd: {name} is {value} in the configuration, {old} in the run so far{kept}")
+            old = str(old)[:200]
+            print(f"ndkd: {name} is {str(value)[:200]} in the configuration, {old} in the run so far{kept}")
+    return None
 
 
 def check_strategy(strategy: str | Strategy) -> None:

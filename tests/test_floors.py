@@ -20,7 +20,8 @@ FLOORS = {
     "ndkd.models.output": (set(), {"torch"}),
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.runs": (BASE, {"numpy", "yaml"}),
+    "ndkd.runs": ({*BASE, "ndkd.run_checks"}, {"numpy", "yaml"}),
+    "ndkd.run_checks": (BASE, {"numpy"}),
     "ndkd.trust": (BASE, {"torch", "torchvision", "timm", "lightning", "yaml"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
@@ -59,7 +60,7 @@ FLOORS = {
         {*BASE, *(f"ndkd.{name}" for name in ("configuration", "distillation", "jobs", "runs", "training_cli"))},
         {"yaml"},
     ),
-    "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
+    "ndkd.jobs": ({*BASE, "ndkd.runs"}, {"torch", "tqdm"}),
     "ndkd.tables": ({"ndkd.markdown", "ndkd.runs"}, {"pandas", "scipy"}),
     "ndkd.table": ({*BASE, "ndkd.tables"}, {"pandas"}),
     "ndkd.table_figures": ({"ndkd.report_figures", "ndkd.tables"}, {"pandas", "matplotlib"}),
@@ -73,7 +74,7 @@ FLOORS = {
     ),
     "ndkd.report": (
         {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},
-        {"torch", "numpy", "pandas", "yaml", "torchmetrics", "jinja2", "matplotlib"},
+        {"torch", "numpy", "pandas", "torchmetrics", "jinja2", "matplotlib"},
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (

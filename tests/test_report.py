@@ -57,7 +57,8 @@ def make_run(tmp_path):
             measured = {"val/acc1": (prediction == target).mean(), "val/cross_entropy": 2 / (epoch + 1)}
             run.add_metrics({"epoch": epoch, "step": 10 * epoch, **measured, "train/loss": 1 / (epoch + 1)})
         run.checkpoints.mkdir(exist_ok=True)
-        torch.save({"hyper_parameters": {"class_names": class_names}}, run.checkpoint("last"))
+        if epochs:
+            torch.save({"hyper_parameters": {"class_names": class_names}}, run.checkpoint("last"))
         last = {"epoch": epochs - 1, "test/acc1": accuracy, "test/cross_entropy": 0.5}
         found = (
             {"results": {"last": last, "best": {**last, "epoch": 0, "test/acc1": accuracy + 0.01}}} if results else {}
@@ -325,7 +326,7 @@ def test_bad_input_is_one_line_and_writes_nothing(make_run, tmp_path):
         (run.path, tmp_path / "rum"): f"run folder {tmp_path}/rum does not exist; did you mean ",
         (run.path, tmp_path / "notes" / ".." / "run"): f"{run.path}, {tmp_path}/notes/../run are one run folder; name",
         (empty.path,): f"run {empty.path} has no finished epoch to show (no memory); train it first",
-        (damaged.path,): f"run {damaged.path} is damaged: ",
+        (damaged.path,): f"{damaged.path}/predictions/0000.npz is damaged: ",
         (run.path, "--out", tmp_path / "notes"): f"{tmp_path}/notes holds what is no report: mine.txt; choose another",
         (run.path, "--out", tmp_path): f"{tmp_path} holds what is no report: ",
         (run.path, "--out", run.config): f"{run.config} holds what is no report: config.yaml; choose another folder",
@@ -382,7 +383,7 @@ def test_broken_off_it_leaves_what_was_there(make_run, tmp_path, monkeypatch, er
 
     def save(figure, file, **options):
         saved.append(file)
-        file.write_bytes(b"half")
+        file.write(b"half")
         if len(saved) == 3:
             raise error
 

@@ -30,8 +30,8 @@ def test_a_folder_that_does_not_exist_reads_as_empty(run):
 
 def test_status_changes_adds_and_takes_away(run):
     run.update_status(state="running", seed=3)
-    run.update_status(state="finished", seed=None, results={"last": {"epoch": 1}})
-    assert run.status() == {"state": "finished", "results": {"last": {"epoch": 1}}}
+    run.update_status(state="finished", seed=None, results={"last": {"epoch": 1, "test/acc1": 0.5}})
+    assert run.status() == {"state": "finished", "results": {"last": {"epoch": 1, "test/acc1": 0.5}}}
 
 
 def test_metrics_grow_by_a_row_and_replace_a_row_of_the_same_epoch(run):
@@ -73,7 +73,8 @@ def test_start_clears_what_a_killed_process_was_writing(run):
 
 
 def test_arrays_of_an_epoch(run):
-    arrays = {"target": np.arange(3, dtype=np.int32), "confidence": np.array([0.5, 0.25, 1], np.float16)}
+    arrays = {name: np.arange(3, dtype=np.int32) for name in ("target", "prediction")}
+    arrays["confidence"] = np.array([0.5, 0.25, 1], np.float16)
     run.write_epoch("predictions", 12, arrays)
     assert files(run) == ["predictions/0012.npz"]
     read = run.read_epoch("predictions", 12)

@@ -53,11 +53,14 @@ class RunRecorder(Checkpoint):
         self._started = time.time()
         if trainer.is_global_zero:
             self.run.start(self.config, trainer.current_epoch)
-            self._seconds = max((float(row["time/seconds"]) for row in self.run.metrics()), default=0.0)
+            self._seconds = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
             self._started -= self._seconds  # of a resumed run
             self.run.update_status(state="running", command=sys.argv, machine=platform.platform(), **self._origin)
-            parameters = sum(parameter.numel() for parameter in pl_module.student.model.parameters())
-            self.run.update_status(headline=pl_module.headline[0], parameters=parameters)
+            self._describe(pl_module)
+
+    def _describe(self, module: Any, **values: Any) -> None:
+        parameters = sum(parameter.numel() for parameter in module.student.model.parameters())
+        self.run.update_status(headline=module.headline[0], parameters=parameters, **values)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._predictions = None  # an epoch without validation keeps none
@@ -93,7 +96,10 @@ class RunRecorder(Checkpoint):
             self.run.write_epoch("predictions", epoch, arrays)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self._started is not None:  # else nothing was left to train
+        if trainer.is_global_zero and self._started is None and "state" not in self.run.known_status():
+            seconds = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
+            self._describe(pl_module, state="finished", seconds=seconds)  # its status was damaged or lost
+        elif trainer.is_global_zero and self._started is not None:  # else nothing was left to train
             now = time.time()
             self.run.update_status(
                 state="finished", seconds=round(now - self._started, 3), date=date.fromtimestamp(now).isoformat()

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ VALUES = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
 ]
+SEQUENCE = (list, tuple, type(None))
+# what a checkpoint of a run holds, at its top, in its hyper-parameters and of its student
+TYPES = {"state_dict": dict, "hyper_parameters": dict, "epoch": int, "pytorch-lightning_version": str}
+KNOWN_TYPES = {"num_classes": int, "class_names": SEQUENCE}
+STUDENT_TYPES = {"name": (str, type(None)), "kwargs": (dict, type(None)), "pretrained": (bool, type(None))}
+STUDENT_TYPES |= {"checkpoint": (str, type(None)), **dict.fromkeys(("classifier", "taps", "mean", "std"), SEQUENCE)}
+TAKE_ANOTHER = "take another checkpoint of the run"
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
 
 
@@ -39,6 +47,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(VALUES):
             content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        wrong = _wrong_record(path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds a {found[1]}" if found else "it cannot be unpickled"
@@ -46,9 +55,42 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # damaged bytes raise errors of many kinds
         why = f"{type(error).__name__} {error}".splitlines()[0]
         raise NdkdError(f"checkpoint {path} is damaged or no checkpoint: {why}") from error
+    if wrong:
+        raise NdkdError(f"checkpoint {path} is damaged: {wrong} has other bytes than were written; {TAKE_ANOTHER}")
     if not isinstance(content, dict):
         raise NdkdError(f"checkpoint {path}: wanted a dictionary of tensors, got a {type(content).__name__}")
     return content
+
+
+def _wrong_record(path: Path) -> str | None:
+    """Of torch's archives the first record whose checksum is wrong: torch writes them, and does not look."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def check_run_checkpoint(content: dict[str, Any], path: str | Path) -> None:
+    """Raise ``NdkdError`` if what a run's checkpoint needs is missing or of another type."""
+    student = hyper_parameter(content, "student") or {}
+    for holder, types in ((content, TYPES), (content.get("hyper_parameters"), KNOWN_TYPES), (student, STUDENT_TYPES)):
+        for name, wanted in types.items():
+            value = holder.get(name) if isinstance(holder, dict) else holder
+            if not isinstance(value, wanted):
+                what = "is missing" if value is None else f"is a {type(value).__name__}"
+                raise NdkdError(f"checkpoint {path} is damaged or none of ndkd fit's: {name} {what}; {TAKE_ANOTHER}")
+    lists = [student.get(name) or [] for name in ("classifier", "taps")] + [
+        hyper_parameter(content, "class_names") or []
+    ]
+    numbers = [student.get(name) or [] for name in ("mean", "std")]
+    right = all(isinstance(text, str) for texts in lists for text in texts)
+    right &= all(isinstance(number, float | int) for row in numbers for number in row)
+    right &= student.keys() <= STUDENT_TYPES.keys() | {"compile"} and len(numbers[0]) == len(numbers[1])
+    weights = content["state_dict"].items()
+    if not right or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights):
+        raise NdkdError(
+            f"checkpoint {path} is damaged or none of ndkd fit's: an entry has the wrong type; {TAKE_ANOTHER}"
+        )
 
 
 def hyper_parameter(content: dict[str, Any], *keys: str) -> Any:
