@@ -48,6 +48,8 @@ class RunRecorder(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
+        if trainer.fit_loop.restarting:
+            begin_next_epoch(trainer.fit_loop)
         if trainer.is_global_zero:
             self.run.start(self.config, trainer.current_epoch)
             self._seconds = max((float(row["time/seconds"]) for row in self.run.metrics()), default=0.0)
@@ -107,6 +109,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def begin_next_epoch(loop: Any) -> None:
+    """Where ``max_steps`` is set, the trainer takes the finished epoch of a checkpoint for one that was broken off."""
+    for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
+        progress.completed = progress.processed
+    loop._restarting = loop.epoch_loop.restarting = False
+    loop.reset_restart_stage()
 
 
 def in_order(trainer: L.Trainer, rows: list[Any]) -> list[Any]:
