@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import lightning.pytorch as L
@@ -45,6 +45,12 @@ class RunRecorder(Checkpoint):
             settings["global_batch_size"] = trainer.datamodule.batch_size * copies
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+                states[callback.state_key] = moved_to(callback.dirpath, states[callback.state_key])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
@@ -109,6 +115,17 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def moved_to(folder: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a ModelCheckpoint whose folder has moved: it would forget the best score with the path."""
+
+    def path(before: str) -> str:
+        return str(Path(folder, PurePath(before).name)) if before else before
+
+    state = state | {name: path(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    best = {path(before): score for before, score in state["best_k_models"].items()}
+    return state | {"dirpath": folder, "best_k_models": best}
 
 
 def begin_next_epoch(loop: Any) -> None:
