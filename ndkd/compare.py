@@ -13,7 +13,9 @@ import yaml
 from ndkd.cli import check_config
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.jobs import Fit, run_fits
+from ndkd.lock import locked
 from ndkd.runs import Run, check_folder, differences
+from ndkd.stopping import stop
 from ndkd.tables import write_tables
 from ndkd.training_cli import default_run_dir, run_command
 
@@ -66,14 +68,16 @@ def compare(
         for fit in before + left:
             print(shlex.join(["ndkd", *fit.command]))
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    run_fits(before, 1, out)
-    if first and first.error:
-        raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
-    try:
-        run_fits(left, jobs, out)
-    finally:
-        print(write_tables([fit.result() for fit in fits], out, command), f"\nresults: {out}/results.md, .csv, .png")
+    stop.advice = lambda: "the same command goes on"
+    with locked(out, "out", "choose another --out DIR"):
+        run_fits(before, 1, out)
+        if first and first.error:
+            raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
+        try:
+            run_fits(left, jobs, out)
+        finally:
+            tables = write_tables([fit.result() for fit in fits], out, command)
+            print(tables, f"\nresults: {out}/results.md, .csv, .png")
     failed = [fit.run.path.name for fit in fits if fit.error]
     if failed:
         print(f"ndkd: {len(failed)} of {len(fits)} runs failed: {some(failed)}; see {out}/NAME.log", file=sys.stderr)

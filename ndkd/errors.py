@@ -1,4 +1,4 @@
-"""The one exception that is written for the person at the keyboard."""
+"""Errors in the words of the person at the keyboard."""
 
 
 class NdkdError(Exception):
@@ -7,6 +7,31 @@ class NdkdError(Exception):
     def __init__(self, message: str):
         # a DataLoader wraps what its worker raised in the traceback
         super().__init__(message.rpartition(f"{__name__}.NdkdError: ")[2].strip())
+
+
+def plain_words(error: BaseException) -> str | None:
+    """The line that tells what an error means, None if only its traceback does."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, NdkdError):
+        return said
+    lost = isinstance(error, ConnectionError | EOFError) and _is_of_a_loader(error)
+    if lost or "DataLoader worker (pid" in said:
+        return (
+            f"a process that reads images was killed, as happens when memory runs out ({said}): lower "
+            "data.init_args.num_workers or batch_size"
+        )
+    if isinstance(error, RuntimeError) and ("by peer" in said or "closed connection" in said):
+        return "another process of the run has ended: see what it says; --ckpt_path last continues"
+    if isinstance(error, OSError):
+        return f"{error.strerror or said}: {error.filename}" if error.filename else said
+    return None
+
+
+def _is_of_a_loader(error: BaseException) -> bool:
+    step = error.__traceback__
+    while step is not None and not step.tb_frame.f_globals.get("__name__", "").startswith("torch.utils.data"):
+        step = step.tb_next
+    return step is not None
 
 
 def one_of(name: str, known: list[str], most: int = 5) -> str:

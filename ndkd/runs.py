@@ -4,6 +4,7 @@
 
     config.yaml             the resolved configuration
     status.json             running, finished, failed or interrupted; versions, git commit, results
+    lock                    while a process trains here: which, on which machine
     metrics.csv             one row per epoch
     checkpoints/last.ckpt   of the last finished epoch
     checkpoints/best.ckpt   of the epoch with the best validation accuracy or AP
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 
 from ndkd.errors import NdkdError, one_of
+from ndkd.lock import Lock
+from ndkd.stopping import is_alive
 
 
 class Run:
@@ -37,6 +40,7 @@ class Run:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
+        self.lock: Lock | None = None
 
     @staticmethod
     def existing(path: str | Path) -> "Run":
@@ -68,12 +72,23 @@ class Run:
         """Whether there is a finished epoch that a fresh run would overwrite."""
         return self.checkpoint("last").exists()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the folder of a run that was started is still there, and still the run's own."""
+        return self.config.is_file() and (self.lock is None or self.lock.is_kept)
+
+    def check_kept(self) -> None:
+        if not self.is_kept:
+            what = "was removed, moved or replaced while the run was going"
+            raise NdkdError(f"run folder {self.path} {what}: nothing more is kept of it; leave it in its place")
+
     def start(self, config: str, first_epoch: int) -> None:
         """Write the configuration; keep of an earlier start only what precedes the first epoch."""
         write_atomically(self.config, lambda file: file.write(config.encode()))
-        for folder in (self.path, self.checkpoints, self.path / "predictions", self.path / "features"):
-            for half_written in folder.glob(".*.[0-9]*"):  # by a process that was killed
-                half_written.unlink()
+        for half_written in [*self.path.glob(".*.[0-9]*"), *self.path.glob("*/.*.[0-9]*")]:
+            process = half_written.suffix[1:]
+            if process.isdigit() and not is_alive(int(process)):  # it was killed
+                half_written.unlink(missing_ok=True)
         self._write_rows("metrics.csv", [row for row in self.metrics() if int(row["epoch"]) < first_epoch])
         for kind in ("predictions", "features"):
             for file in (self.path / kind).glob("*.npz"):

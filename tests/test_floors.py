@@ -14,13 +14,15 @@ FILES = {
 }
 
 # what the files under a name may import: parts of ndkd, and packages that are not of the standard library
-BASE = {"ndkd.errors"}
+BASE = {"ndkd.errors", "ndkd.stopping"}
 FLOORS = {
     "ndkd.losses": (set(), {"torch"}),
     "ndkd.models.output": (set(), {"torch"}),
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.runs": (BASE, {"numpy"}),
+    "ndkd.stopping": (set(), set()),
+    "ndkd.lock": (BASE, set()),
+    "ndkd.runs": ({*BASE, "ndkd.lock"}, {"numpy"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
     "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
     "ndkd.distillation": ({*BASE, "ndkd.models", "ndkd.runs", "ndkd.seeds"}, {"torch", "lightning", "torchmetrics"}),
@@ -38,10 +40,10 @@ FLOORS = {
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
     "ndkd.compare": (
-        {*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "runs", "tables", "training_cli"))},
+        {*BASE, *(f"ndkd.{name}" for name in ("cli", "jobs", "lock", "runs", "tables", "training_cli"))},
         {"yaml"},
     ),
-    "ndkd.jobs": ({"ndkd.runs"}, {"torch", "tqdm"}),
+    "ndkd.jobs": ({*BASE, "ndkd.runs"}, {"torch", "tqdm"}),
     "ndkd.tables": ({"ndkd.runs"}, {"pandas", "scipy", "matplotlib"}),
     "ndkd.analysis": (
         {*BASE, "ndkd.data", "ndkd.distillation", "ndkd.losses", "ndkd.models", "ndkd.runs"},
@@ -53,7 +55,7 @@ FLOORS = {
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
-        {*BASE, "ndkd.models", "ndkd.runs", "ndkd.data"},
+        {*BASE, "ndkd.models", "ndkd.lock", "ndkd.runs", "ndkd.data"},
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),

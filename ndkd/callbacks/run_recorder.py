@@ -15,7 +15,9 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from ndkd.errors import plain_words
 from ndkd.runs import Run, write_atomically
+from ndkd.stopping import stop
 
 PACKAGES = ("ndkd", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 
@@ -83,6 +85,7 @@ class RunRecorder(Checkpoint):
         rows = np.array(in_order(trainer, own))
         if not trainer.is_global_zero:
             return
+        self.run.check_kept()
         before, self._seconds = self._seconds, time.time() - self._started
         times = {"time/seconds": self._seconds, "time/epoch": self._seconds - before}
         pl_module.log_dict(times, rank_zero_only=True)
@@ -98,16 +101,24 @@ class RunRecorder(Checkpoint):
             self.run.write_epoch("predictions", epoch, arrays)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self._started is not None:  # else nothing was left to train
+        if not trainer.is_global_zero:
+            return
+        if self._started is None and self.run.is_used and "seconds" not in self.run.status():
+            # it was broken off after its last epoch
+            self._started = time.time() - max((float(row["time/seconds"]) for row in self.run.metrics()), default=0.0)
+        if self._started is not None:  # else nothing was left to train
             self.run.update_status(state="finished", seconds=round(time.time() - self._started, 3))
             for callback in trainer.checkpoint_callbacks:
                 for logger in trainer.loggers if isinstance(callback, ModelCheckpoint) else []:
                     logger.after_save_checkpoint(callback)  # a best one may be of an earlier start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and self._started is not None and trainer.state.fn == "fit":
-            stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))  # Lightning makes SIGTERM a SystemExit
-            self.run.update_status(state="interrupted" if stopped else "failed", error=str(exception).split("\n")[0])
+        """In training, or in the test that follows it."""
+        if trainer.is_global_zero and self._started is not None and self.run.is_kept:
+            # Lightning makes SIGTERM a SystemExit
+            stopped = stop.number or isinstance(exception, (KeyboardInterrupt, SystemExit))
+            error = plain_words(exception) or str(exception).split("\n")[0]
+            self.run.update_status(state="interrupted" if stopped else "failed", error="" if stopped else error)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
