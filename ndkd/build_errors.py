@@ -4,7 +4,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ndkd.errors import NdkdError, words_of
+from ndkd.errors import NdkdError, plain_words, words_of
+from ndkd.stopping import stop
 
 # Lightning's functions that work on a batch: from there on an exception is a fault of the code, and is shown whole
 STEPS = {
@@ -28,7 +29,7 @@ def in_one_line() -> Iterator[None]:
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         names = [(frame.f_code.co_filename.rpartition("/")[2], frame.f_code.co_name) for frame in frames]
-        if STEPS.intersection(names):
+        if STEPS.intersection(names) or stop.number or plain_words(error):
             raise
         inside = [frame for frame in frames if frame.f_globals.get("__name__", "").startswith("ndkd.")]
         own = inside[-1]

@@ -14,12 +14,14 @@ import argparse
 import importlib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ndkd.errors import NdkdError, full_disk, one_of
+from ndkd.errors import NdkdError, one_of, plain_words
+from ndkd.stopping import end_with_parent, stop, stoppable
 
 COMMANDS = {
     "fit": "train a student from a teacher, or any model by itself; then test it",
@@ -36,22 +38,22 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run ``ndkd`` with these arguments (by default the process's own); the exit status.
 
-    A mistake in the input is one line and status 2.
+    A mistake in the input is one line and status 2; Ctrl-C is status 130, SIGTERM 143 and SIGHUP 129.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        return _run(arguments)
-    except NdkdError as error:
-        if os.environ.get("NDKD_TRACEBACK"):
-            raise
-        message = str(error)
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-        message = str(full_disk(error, error.filename or Path.cwd()) or message)
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
     where = f"rank {rank}: " if rank != "0" else ""
+    end_with_parent()
+    with stoppable():
+        try:
+            return _run(arguments)
+        except BaseException as error:  # of any kind: what fails after a signal to stop has failed of it
+            if stop.number or isinstance(error, KeyboardInterrupt):
+                if not where:
+                    print("; ".join(filter(None, ("ndkd: stopped", stop.advice()))), file=sys.stderr)
+                return 128 + (stop.number or signal.SIGINT)
+            if (message := plain_words(error)) is None or os.environ.get("NDKD_TRACEBACK"):
+                raise
     print(f"ndkd: {where}{' '.join(message.split())}", file=sys.stderr)
     return 2
 

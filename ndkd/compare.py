@@ -13,7 +13,9 @@ from ndkd.compare_plan import plan, read_sweep, teacher_fit, teacher_of
 from ndkd.configuration import check_option
 from ndkd.errors import NdkdError, some
 from ndkd.jobs import MEASURED, Fit, run_fits
+from ndkd.lock import locked
 from ndkd.runs import check_folder, write_atomically
+from ndkd.stopping import stop
 from ndkd.table import read_results
 from ndkd.table_figures import pictures
 from ndkd.tables import as_table, write_tables
@@ -74,14 +76,16 @@ def compare(
             print(shlex.join(["ndkd", *fit.command]))
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    run_fits(before, 1, out)
-    if first and first.error:
-        raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
-    give_class_means(left, fits, first, out)
-    try:
-        run_fits(left, jobs, out)
-    finally:
-        _write_results(fits, out, command)
+    stop.advice = lambda: "the same command goes on"
+    with locked(out, "out", "choose another --out DIR"):
+        run_fits(before, 1, out)
+        if first and first.error:
+            raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
+        give_class_means(left, fits, first, out)
+        try:
+            run_fits(left, jobs, out)
+        finally:
+            _write_results(fits, out, command)
     failed = [fit.run.path.name for fit in fits if fit.error]
     if failed:
         print(f"ndkd: {len(failed)} of {len(fits)} runs failed: {some(failed)}; see {out}/NAME.log", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The one exception that is written for the person at the keyboard."""
+"""Errors in the words of the person at the keyboard."""
 
 import errno
 import shutil
@@ -47,6 +47,33 @@ def full_disk(error: OSError, path: str | Path) -> NdkdError | None:
     free = shutil.disk_usage(folder).free / 1e6
     to_do = "make room and run it again; fit goes on with --ckpt_path last"
     return NdkdError(f"{path} cannot be written: {error.strerror}; {free:,.1f} MB are free there; {to_do}")
+
+
+def plain_words(error: BaseException) -> str | None:
+    """The line that tells what an error means, None if only its traceback does."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, NdkdError):
+        return said
+    lost = isinstance(error, ConnectionError | EOFError) and _is_of_a_loader(error)
+    if lost or "DataLoader worker (pid" in said:
+        return (
+            f"a process that reads images was killed, as happens when memory runs out ({said}): lower "
+            "data.init_args.num_workers or batch_size"
+        )
+    if isinstance(error, RuntimeError) and ("by peer" in said or "closed connection" in said):
+        return "another process of the run has ended: see what it says; --ckpt_path last continues"
+    if isinstance(error, OSError):
+        if full := full_disk(error, error.filename or Path.cwd()):
+            return str(full)
+        return f"{error.strerror or said}: {error.filename}" if error.filename else said
+    return None
+
+
+def _is_of_a_loader(error: BaseException) -> bool:
+    step = error.__traceback__
+    while step is not None and not step.tb_frame.f_globals.get("__name__", "").startswith("torch.utils.data"):
+        step = step.tb_next
+    return step is not None
 
 
 def one_of(name: str, known: list[str], most: int = 5) -> str:

@@ -1,12 +1,12 @@
 """Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import jinja2
 import lightning.pytorch as L
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ndkd.data.configured import configured, evaluation_batches
 from ndkd.errors import Damaged, NdkdError
+from ndkd.lock import Lock, locked
 from ndkd.markdown import code, fence, inline, one_row, python_text
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import check_run_checkpoint, read_checkpoint
@@ -62,9 +63,9 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
         wanted = student(pixels).logits
     images = pixels if student.mean is None else (pixels - student.mean) / student.std
     logging.getLogger("torch").setLevel(logging.ERROR)  # the exporters log, warn of and print what helps nobody here
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
+    with beside(out, above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
         try:
-            loaded = write_and_read(network, fresh, format, Path(folder, out.name), images, out)
+            loaded = write_and_read(network, fresh, format, folder / out.name, images, out)
             logits = loaded(images)
             latency = [f"{median_ms(loaded, images, batch):,.2f} ms at batch {batch}" for batch in (1, 64)]
         except NdkdError:  # a full disk
@@ -83,7 +84,7 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
             "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {type(data).__name__}",
             "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
             "compute": f"{counter.get_total_flops() / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
-            "file": f"{sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6:,.2f} MB",
+            "file": f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.2f} MB",
             "latency": f"{', '.join(latency)}; median, threads: {torch.get_num_threads()}",
         }
         about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
@@ -94,13 +95,30 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
             raise Damaged(
                 run.config, f"no model card can be made of it: {error}", "use one that ndkd fit wrote"
             ) from error
-        write_atomically(Path(folder, "README.md"), lambda file: file.write(card.encode()), out.parent / "README.md")
+        write_atomically(folder / "README.md", lambda file: file.write(card.encode()), out.parent / "README.md")
         out.parent.mkdir(parents=True, exist_ok=True)
-        for file in list(Path(folder).iterdir()):
+        for file in list(folder.iterdir()):
             file.rename(out.parent / file.name)
         sync_folder(out.parent)
     for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": out}.items():
         print(f"{title:<12}{text}")
+
+
+@contextmanager
+def beside(out: Path, above: Path) -> Iterator[Path]:
+    """An empty hidden folder to write in, without what an export to the same place left that was killed."""
+    name = f".{out.name}.export"
+    for left in (path / name for path in out.absolute().parents):  # by now the place itself may be there
+        if left.is_dir() and (lock := Lock(left)).take() is None:
+            shutil.rmtree(left)
+            lock.release()
+    with locked(above.absolute() / name, "folder", "choose another --out FILE") as lock:
+        folder = lock.path.with_name("new")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
 
 
 def writable_folder(out: Path, format: str) -> Path:

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from ndkd.errors import Damaged
 from ndkd.runs import Run
+from ndkd.stopping import parent_of
 
+PATIENCE = 30  # seconds that a run may take to stop
 NDKD = [sys.executable, "-m", "ndkd"]
 EVALUATED = ("root", "val", "val_size", "image_size")  # options of the data that say what is evaluated
 MEASURED = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
@@ -113,7 +115,8 @@ def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
             while waiting and places:
                 fit, place = waiting.pop(0), places.pop(0)
                 with (logs / f"{fit.run.path.name}.log").open("w") as log:
-                    process = subprocess.Popen([*NDKD, *fit.command], env=os.environ | place, stdout=log, stderr=log)
+                    environment = os.environ | place | parent_of(signal.SIGTERM)
+                    process = subprocess.Popen([*NDKD, *fit.command], env=environment, stdout=log, stderr=log)
                 running[process] = fit, place
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
@@ -139,15 +142,17 @@ def _places(jobs: int) -> list[dict[str, str]]:
 @contextmanager
 def _ended(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
     """End what is still running when we are stopped; it can go on from its last epoch."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
     finally:
         for process in running:
             process.terminate()
         for process in running:
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _outcome(fit: Fit) -> str:

@@ -4,6 +4,7 @@
 
     config.yaml             the resolved configuration
     status.json             running, finished, failed or interrupted; versions, git commit, results
+    lock                    while a process trains here: which, on which machine
     metrics.csv             one row per epoch
     checkpoints/last.ckpt   of the last finished epoch
     checkpoints/best.ckpt   of the epoch with the best validation accuracy or AP
@@ -29,7 +30,9 @@ import numpy as np
 import yaml
 
 from ndkd.errors import Damaged, NdkdError, full_disk, one_of
+from ndkd.lock import Lock
 from ndkd.run_checks import ARRAYS, checked_arrays, checked_status, entries, is_row, reading, unfolded
+from ndkd.stopping import is_alive
 
 RESUME = "ndkd fit --ckpt_path last writes it anew"
 OWN_CONFIG = "give the configuration with --config FILE; ndkd fit --ckpt_path last writes it anew"
@@ -46,6 +49,7 @@ class Run:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
+        self.lock: Lock | None = None
 
     @staticmethod
     def existing(path: str | Path) -> "Run":
@@ -77,12 +81,23 @@ class Run:
         """Whether there is a finished epoch that a fresh run would overwrite."""
         return self.checkpoint("last").exists()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the folder of a run that was started is still there, and still the run's own."""
+        return self.config.is_file() and (self.lock is None or self.lock.is_kept)
+
+    def check_kept(self) -> None:
+        if not self.is_kept:
+            what = "was removed, moved or replaced while the run was going"
+            raise NdkdError(f"run folder {self.path} {what}: nothing more is kept of it; leave it in its place")
+
     def start(self, config: str, first_epoch: int) -> None:
         """Write the configuration; keep of an earlier start only what precedes the first epoch."""
         write_atomically(self.config, lambda file: file.write(config.encode()))
-        for folder in (self.path, self.checkpoints, self.path / "predictions", self.path / "features"):
-            for half_written in folder.glob(".*.[0-9]*"):  # by a process that was killed
-                half_written.unlink()
+        for half_written in [*self.path.glob(".*.[0-9]*"), *self.path.glob("*/.*.[0-9]*")]:
+            process = half_written.suffix[1:]
+            if process.isdigit() and not is_alive(int(process)):  # it was killed
+                half_written.unlink(missing_ok=True)
         self._write_rows("metrics.csv", [row for row in self._kept_metrics() if int(row["epoch"]) < first_epoch])
         for kind in ARRAYS:
             for epoch in self.epochs(kind):

@@ -1,10 +1,13 @@
 """fit, validate, test and predict: Lightning's command line, with run folders and one-line errors."""
 
 import logging
+import os
 import re
+import signal
 import sys
 import traceback
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,13 @@ from ndkd.cli import values_of, without_option
 from ndkd.data.configured import DATA_MODULES, has_test
 from ndkd.distillation import DistillationModule
 from ndkd.errors import Damaged, NdkdError, words_of
+from ndkd.lock import locked
 from ndkd.memory import keep_freed_memory
 from ndkd.models.checkpoint import check_run_checkpoint, hyper_parameter, read_checkpoint
 from ndkd.nulls import check_nulls
 from ndkd.parser_errors import one_line
 from ndkd.runs import Run, check_folder, differences
+from ndkd.stopping import PARENT, Stopped, parent_of, stop
 from ndkd.trainer_options import check_length, check_trainer
 from ndkd.trust import Trust
 
@@ -90,16 +95,24 @@ def run_command(arguments: list[str]) -> int:
             raise
         why = str(getattr(error, "inner_exception", error)).splitlines()[0]
         raise NdkdError(f"a model cannot be compiled: {why}; leave out its compile") from error
-    except SystemExit as exit:  # Lightning's way out after Ctrl-C and SIGTERM, and the parser's after its help
-        stopped = exit.code == 1 or isinstance(exit, SIGTERMException)
-        if stopped and arguments[0] == "fit" and rank_zero_only.rank == 0:
-            print("ndkd: stopped; --ckpt_path last continues from the last finished epoch", file=sys.stderr)
-        return 143 if isinstance(exit, SIGTERMException) else int(exit.code or 0)
+    except SystemExit as exit:  # Lightning's way out after Ctrl-C, and the parser's after its help
+        if isinstance(exit, SIGTERMException):
+            stop.number = signal.SIGTERM
+        if exit.code == 1 or stop.number:
+            raise Stopped from exit
+        return int(exit.code or 0)
     return 0
+
+
+GOES_ON = "continues from the last finished epoch"
 
 
 class TrainingCLI(LightningCLI):
     """Lightning's CLI with a run folder per configuration."""
+
+    def __init__(self, *args: Any, **options: Any):
+        with ExitStack() as self.until_the_end:
+            super().__init__(*args, **options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -142,6 +155,11 @@ class TrainingCLI(LightningCLI):
         if folder.path == Path():
             raise NdkdError("run_dir: wanted a folder of its own for the run, got the current one")
         check_folder(folder.path, "--run_dir DIR")
+        if rank_zero_only.rank == 0:
+            taken = locked(folder.path, "run folder", "choose another with --run_dir DIR")
+            folder.lock = self.until_the_end.enter_context(taken)
+            self.until_the_end.callback(end_of_run, folder)
+            stop.advice = lambda: f"--ckpt_path last {GOES_ON}" if folder.is_used else "no epoch was finished"
         if folder.is_used and resume is None:
             raise NdkdError(
                 f"run folder {folder.path} holds a run: continue it with --ckpt_path last, or start afresh elsewhere "
@@ -197,6 +215,8 @@ class TrainingCLI(LightningCLI):
         else:
             config["enable_checkpointing"] = False
         check_strategy(config["strategy"])
+        os.environ |= parent_of(getattr(signal, "SIGKILL", signal.SIGTERM))  # of other ranks, which may wait for us
+        self.until_the_end.callback(os.environ.pop, PARENT, None)
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
             # torchrun's processes would each train alone where the trainer was told of one device
@@ -208,6 +228,8 @@ class TrainingCLI(LightningCLI):
             raise
         except Exception as error:  # of whatever kind the trainer's accelerators and plugins raise
             raise NdkdError(f"trainer: {words_of(error)}") from error
+        # it would broadcast from the handler, between other collectives; ours is heard at once
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None
         if config["sync_batchnorm"] and trainer.strategy.root_device.type == "cpu":
             raise NdkdError("trainer.sync_batchnorm: exists on GPUs only; leave it out")
         return trainer
@@ -247,7 +269,8 @@ class TrainingCLI(LightningCLI):
             log_results(loggers, results, self.trainer.global_step)
         if not self.trainer.is_global_zero:
             return
-        run.update_status(results=results)
+        run.check_kept()
+        run.update_status(state="finished", error=None, results=results)
         on_test = getattr(self.datamodule, "validates_on_test", False)
         chosen_on = "the same images" if on_test else "validation"
         labels = {"last": "(last epoch, {})", "best": f"(best on {chosen_on}, epoch {{}})"}
@@ -270,6 +293,12 @@ class TrainingCLI(LightningCLI):
             rows = [{"file": file, **row} for file, row in zip(files, rows, strict=False)]
         if self.trainer.is_global_zero:
             print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} images)")
+
+
+def end_of_run(run: Run) -> None:
+    """However it ends, nothing runs in the folder any more: one that was killed may have left this to the next."""
+    if run.is_kept and run.status().get("state") == "running":
+        run.update_status(state="interrupted")
 
 
 def log_results(loggers: list[Logger], results: dict[str, dict[str, float]], step: int) -> None:

@@ -4,12 +4,13 @@ import contextlib
 import io
 import os
 import signal
+import time
 from pathlib import Path
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ndkd.cli import main
+from ndkd.stopping import is_alive
 
 REPOSITORY = Path(__file__).parent.parent
 SHORT = ["--trainer.max_epochs=2", "--trainer.limit_test_batches=2", "--data.init_args.train_size=40"]
@@ -23,21 +24,27 @@ def ndkd(*arguments):
     return status, out.getvalue(), err.getvalue()
 
 
-class Terminated(L.Callback):
-    """What the trainer does in the second epoch when a scheduler sends SIGTERM."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.current_epoch == 1:
-            raise SIGTERMException
+def gone(process, within=5):
+    """Whether a process that is not our child ends; one that waits for its parent's look has."""
+    ends = time.monotonic() + within
+    while is_alive(process) and time.monotonic() < ends:
+        time.sleep(0.02)
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] == "Z":
+                return True
+    return not is_alive(process)
 
 
 class BrokenOff(L.Callback):
-    """A signal to the own process in the third epoch."""
+    """A signal to the own process, at a hook of the trainer, from an epoch on."""
 
-    def __init__(self, number: int):
-        self.number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background would ignore it
+    def __init__(self, number: int, hook: str = "on_train_batch_end", epoch: int = 2):
+        self.number, self.epoch, self.is_sent = number, epoch, False
+        setattr(self, hook, self.send)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of tests in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.current_epoch == 2:
+    def send(self, trainer, *args, **kwargs):
+        if trainer.current_epoch >= self.epoch and not self.is_sent:
+            self.is_sent = True
             os.kill(os.getpid(), self.number)

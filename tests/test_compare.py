@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command import REPOSITORY, SHORT, ndkd
+from command import REPOSITORY, SHORT, gone, ndkd
 
 from ndkd import compare_plan, jobs
 from ndkd.callbacks.class_means_file import read_class_means
@@ -31,12 +31,15 @@ FAKE_FIT = """
 import json, os, sys, time
 from pathlib import Path
 from ndkd.runs import Run
+from ndkd.stopping import end_with_parent
+end_with_parent()
 options = sys.argv[1:]
 value = lambda name: options[options.index(name) + 1]
 run = Run(value("--run_dir") if "--run_dir" in options else "runs/digits/teacher")
 with open("calls.txt", "a") as calls:
     print(json.dumps({"run": run.path.name, "options": options, "threads": os.environ.get("OMP_NUM_THREADS"),
-                      "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "start": time.time()}), file=calls)
+                      "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "start": time.time(),
+                      "process": os.getpid()}), file=calls)
 resumed = "--ckpt_path" in options
 if Path("fails").exists() and run.path.name in Path("fails").read_text().split():
     sys.exit("some progress\\nndkd: the student's outputs are not finite")
@@ -295,7 +298,10 @@ def test_a_teacher_that_fails_ends_it(folder):
     assert list(calls()["run"]) == ["teacher"]
 
 
-def test_a_kill_ends_the_runs_and_leaves_the_table(teacher):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_kill_ends_the_runs_and_leaves_the_table(teacher, monkeypatch, number, status):
     Path("slow").write_text("20")
     code = f"import sys; from ndkd import cli, jobs; jobs.NDKD = {jobs.NDKD}; sys.exit(cli.main())"
     arguments = ["compare", "--jobs", "2", "--seeds", "0", "1", "--out", "out", STUDENT]
@@ -303,11 +309,21 @@ def test_a_kill_ends_the_runs_and_leaves_the_table(teacher):
     while not (Run("out/student-seed0").is_used and Run("out/student-seed1").is_used):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    started = time.time()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 143
-    assert time.time() - started < 10  # they did not sleep to their end
-    assert list(results()["state"]) == ["running", "running"]
+    monkeypatch.setattr("ndkd.lock.PATIENCE", 0)
+    beside = ndkd("compare", "--out", "out", STUDENT)
+    assert beside[0] == 2
+    assert f"ndkd: out out is in use by process {process.pid} on " in beside[2]
+    process.send_signal(number)
+    assert process.wait() == status
+    said = process.stderr.read()
+    assert all(gone(fit, within=10) for fit in calls()["process"]), "a run goes on by itself"
+    if number != signal.SIGKILL:
+        assert said.splitlines()[-1] == "ndkd: stopped; the same command goes on"
+        assert "Traceback" not in said
+        assert list(results()["state"]) == ["running", "running"]
+    Path("slow").unlink()
+    assert ndkd("compare", "--seeds", 0, 1, "--out", "out", STUDENT)[0] == 0
+    assert list(results()["state"]) == ["finished", "finished"]
 
 
 BAD = {

@@ -2,7 +2,9 @@
 
 import json
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -384,6 +386,33 @@ def test_an_interrupt_leaves_nothing(step, run, monkeypatch):
     got = ndkd("export", run.checkpoint("last"), "--out=new/model.safetensors")
     assert got[0] == 130, got
     assert files() == before
+
+
+def test_what_a_killed_export_left_is_cleared_away(run, tmp_path):
+    out = tmp_path / "deep" / "new" / "model.pt"
+    killed = [tmp_path / ".model.pt.export", out.parent / ".model.pt.export"]  # before and after the folder was made
+    for folder in killed:
+        (folder / "new").mkdir(parents=True)
+        (folder / "new" / "model.pt").write_bytes(b"half")
+        (folder / "lock").write_text("1 on elsewhere")
+    assert ndkd("export", run.checkpoint("last"), "--format=torch", "--out", out)[0] == 0
+    assert sorted(file.name for file in out.parent.iterdir()) == ["README.md", "model.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["deep"]
+
+
+def test_two_exports_to_one_place(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ndkd.lock.PATIENCE", 0)
+    hidden = tmp_path / ".model.pt.export"
+    hidden.mkdir()
+    take = "import sys; from pathlib import Path; from ndkd.lock import Lock; Lock(Path(sys.argv[1])).take(); input()"
+    other = subprocess.Popen([sys.executable, "-c", take, hidden], stdin=subprocess.PIPE)
+    while not (hidden / "lock").exists() or not (hidden / "lock").read_text():
+        time.sleep(0.05)
+    line = refused(run.checkpoint("last"), "--format=torch", "--out", tmp_path / "model.pt")
+    assert f"in use by process {other.pid} on " in line
+    other.communicate(b"\n")
+    assert ndkd("export", run.checkpoint("last"), "--format=torch", "--out", tmp_path / "model.pt")[0] == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "model.pt"]
 
 
 def test_data_that_is_not_there(run_of):

@@ -14,13 +14,15 @@ FILES = {
 }
 
 # what the files under a name may import: parts of ndkd, and packages that are not of the standard library
-BASE = {"ndkd.errors"}
+BASE = {"ndkd.errors", "ndkd.stopping"}
 FLOORS = {
     "ndkd.losses": (set(), {"torch"}),
     "ndkd.models.output": (set(), {"torch"}),
     "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
     "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.runs": ({*BASE, "ndkd.run_checks"}, {"numpy", "yaml"}),
+    "ndkd.stopping": (set(), set()),
+    "ndkd.lock": (BASE, set()),
+    "ndkd.runs": ({*BASE, "ndkd.lock", "ndkd.run_checks", "ndkd.stopping"}, {"numpy", "yaml"}),
     "ndkd.run_checks": (BASE, {"numpy"}),
     "ndkd.trust": (BASE, {"torch", "torchvision", "timm", "lightning", "yaml"}),
     "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
@@ -42,7 +44,7 @@ FLOORS = {
     "ndkd.schedules": (set(), {"torch"}),
     "ndkd.memory": (set(), set()),
     "ndkd.parser_errors": (BASE, set()),
-    "ndkd.build_errors": (BASE, set()),
+    "ndkd.build_errors": ({*BASE, "ndkd.stopping"}, set()),
     "ndkd.configuration": (BASE, {"yaml"}),
     "ndkd.markdown": (set(), set()),
     "ndkd.nulls": (BASE, set()),
@@ -52,7 +54,7 @@ FLOORS = {
         {
             *BASE,
             *(f"ndkd.{name}" for name in ("compare_plan", "configuration", "jobs", "runs", "table", "table_figures")),
-            *(f"ndkd.{name}" for name in ("tables", "teacher_means")),
+            *(f"ndkd.{name}" for name in ("lock", "stopping", "tables", "teacher_means")),
         },
         {"yaml"},
     ),
@@ -78,7 +80,7 @@ FLOORS = {
     ),
     "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
     "ndkd.export": (
-        {*BASE, "ndkd.markdown", "ndkd.models", "ndkd.runs", "ndkd.data", "ndkd.trust"},
+        {*BASE, "ndkd.markdown", "ndkd.lock", "ndkd.models", "ndkd.runs", "ndkd.data", "ndkd.trust"},
         {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
     ),
     "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),

@@ -1,6 +1,9 @@
 """The run folder: everything in it is written whole or not at all."""
 
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,11 +68,16 @@ def test_start_keeps_only_what_precedes_the_first_epoch(run):
 
 def test_start_clears_what_a_killed_process_was_writing(run):
     run.start("seed: 1", 0)
-    for half in (run.path / ".status.json.77", run.checkpoints / ".last.ckpt.77"):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    for name in ("status.json", "checkpoints/last.ckpt", "pictures/0000.png"):
+        half = (run.path / name).with_name(f".{Path(name).name}.{killed.pid}")
         half.parent.mkdir(exist_ok=True)
         half.touch()
+    other = run.path / f".predictions.csv.{os.getppid()}"  # of a process that is alive
+    other.touch()
     run.start("seed: 1", 0)
-    assert files(run) == ["config.yaml", "metrics.csv", "status.json"]
+    assert files(run) == [other.name, "config.yaml", "metrics.csv", "status.json"]
 
 
 def test_arrays_of_an_epoch(run):

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import lightning.pytorch as L
@@ -17,8 +17,9 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, plain_words
 from ndkd.runs import Run, write_atomically
+from ndkd.stopping import stop
 
 PACKAGES = ("ndkd", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 
@@ -49,8 +50,16 @@ class RunRecorder(Checkpoint):
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+                states[callback.state_key] = moved_to(callback.dirpath, states[callback.state_key])
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.time()
+        if trainer.fit_loop.restarting:
+            begin_next_epoch(trainer.fit_loop)
         if trainer.is_global_zero:
             self.run.start(self.config, trainer.current_epoch)
             self._seconds = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
@@ -81,6 +90,7 @@ class RunRecorder(Checkpoint):
         rows = np.array(in_order(trainer, own))
         if not trainer.is_global_zero:
             return
+        self.run.check_kept()
         before, self._seconds = self._seconds, time.time() - self._started
         times = {"time/seconds": self._seconds, "time/epoch": self._seconds - before}
         pl_module.log_dict(times, rank_zero_only=True)
@@ -96,25 +106,29 @@ class RunRecorder(Checkpoint):
             self.run.write_epoch("predictions", epoch, arrays)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self._started is None and "state" not in self.run.known_status():
-            seconds = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
-            self._describe(pl_module, state="finished", seconds=seconds)  # its status was damaged or lost
-        elif trainer.is_global_zero and self._started is not None:  # else nothing was left to train
+        if not trainer.is_global_zero:
+            return
+        if self._started is None and self.run.is_used and "seconds" not in self.run.known_status():
+            # it was broken off after its last epoch, or its status was damaged or lost
+            before = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
+            self._started = time.time() - before
+            self._describe(pl_module)
+        if self._started is not None:  # else nothing was left to train
             now = time.time()
-            self.run.update_status(
-                state="finished", seconds=round(now - self._started, 3), date=date.fromtimestamp(now).isoformat()
-            )
+            ended = {"seconds": round(now - self._started, 3), "date": date.fromtimestamp(now).isoformat()}
+            self.run.update_status(state="finished", **ended)
             for callback in trainer.checkpoint_callbacks:
                 for logger in trainer.loggers if isinstance(callback, ModelCheckpoint) else []:
                     logger.after_save_checkpoint(callback)  # a best one may be of an earlier start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and self._started is not None and trainer.state.fn == "fit":
-            stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))  # Lightning makes SIGTERM a SystemExit
+        """In training, or in the test that follows it."""
+        if trainer.is_global_zero and self._started is not None and self.run.is_kept:
+            # Lightning makes SIGTERM a SystemExit
+            stopped = stop.number or isinstance(exception, (KeyboardInterrupt, SystemExit))
+            error = plain_words(exception) or str(exception).split("\n")[0]
             with suppress(NdkdError):  # a full disk may have been what happened, and is full still
-                self.run.update_status(
-                    state="interrupted" if stopped else "failed", error=str(exception).split("\n")[0]
-                )
+                self.run.update_status(state="interrupted" if stopped else "failed", error="" if stopped else error)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -122,6 +136,25 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def moved_to(folder: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a ModelCheckpoint whose folder has moved: it would forget the best score with the path."""
+
+    def path(before: str) -> str:
+        return str(Path(folder, PurePath(before).name)) if before else before
+
+    state = state | {name: path(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    best = {path(before): score for before, score in state["best_k_models"].items()}
+    return state | {"dirpath": folder, "best_k_models": best}
+
+
+def begin_next_epoch(loop: Any) -> None:
+    """Where ``max_steps`` is set, the trainer takes the finished epoch of a checkpoint for one that was broken off."""
+    for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
+        progress.completed = progress.processed
+    loop._restarting = loop.epoch_loop.restarting = False
+    loop.reset_restart_stage()
 
 
 def in_order(trainer: L.Trainer, rows: list[Any]) -> list[Any]:

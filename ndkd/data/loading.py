@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from ndkd.data.order import ShardedOrder
 from ndkd.errors import NdkdError
 from ndkd.seeds import run_seed
+from ndkd.stopping import as_worker
 
 MOST_WORKERS = 256
 
@@ -61,5 +62,6 @@ def reading(data: L.LightningDataModule, persistent: bool) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": persistent and workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": as_worker,
         "generator": torch.Generator(),  # it draws a number, which would change those that dropout draws
     }

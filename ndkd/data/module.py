@@ -22,7 +22,11 @@ class DataModule(L.LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> Iterable:
-        return self._loader("train", augment=True, shuffle=True)
+        loader = self._loader("train", augment=True, shuffle=True)
+        if self.trainer is not None:
+            # of a resumed run; the trainer tells it only after workers have begun to draw
+            loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return loader
 
     def class_mean_dataloader(self, augment: bool = False) -> Iterable:
         """One pass over the training images, in order."""

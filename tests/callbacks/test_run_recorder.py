@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -89,6 +90,55 @@ def test_best_is_the_epoch_of_the_best_validation_accuracy(record, tiny_data):
     assert torch.load(run.checkpoint("best"), weights_only=True)["epoch"] == int(np.argmax(accuracies))
     assert torch.load(run.checkpoint("last"), weights_only=True)["epoch"] == 3
     assert sorted(file.name for file in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.fixture
+def scored(make_trainer, fit, make_module, terms, tiny_data):
+    """Fit so many epochs in a run folder, whose validation accuracies are given."""
+
+    class Score(L.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            trainer.callback_metrics["val/acc1"] = torch.tensor(self.values[trainer.current_epoch])
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    def go(folder, *values, resume=False):
+        run, score = Run(folder), Score()
+        score.values = values
+        module, callbacks = make_module(terms("ce")), (RunRecorder(run, "{}"), *checkpoint_callbacks(run))
+        resume = run.checkpoint("last") if resume else None
+        fit(module, score, *callbacks, data=tiny_data(size=8), epochs=len(values), ckpt_path=resume)
+        epochs = (torch.load(file, weights_only=True)["epoch"] for file in sorted(run.checkpoints.iterdir()))
+        return dict(zip((file.stem for file in sorted(run.checkpoints.iterdir())), epochs, strict=True))
+
+    return go
+
+
+@pytest.mark.parametrize("place", ["moved", "copied", "same", "relative", "linked", "without best"])
+def test_best_stays_the_best_wherever_the_folder_is(scored, tmp_path, monkeypatch, place):
+    first, second = tmp_path / "first", tmp_path / "other" / "second"
+    assert scored(first, 0.2, 0.9) == {"best": 1, "last": 1}
+    second.parent.mkdir()
+    if place == "copied":
+        shutil.copytree(first, second)
+    elif place == "linked":
+        second.symlink_to(first)
+    elif place == "relative":
+        monkeypatch.chdir(tmp_path)
+        second = "first"
+    elif place == "same":
+        second = first
+    else:
+        first.rename(second)
+    if place == "without best":
+        Run(second).checkpoint("best").unlink()
+        assert scored(second, 0.2, 0.9, 0.5, resume=True) == {"last": 2}
+    else:
+        assert scored(second, 0.2, 0.9, 0.5, resume=True) == {"best": 1, "last": 2}
+    assert scored(second, 0.2, 0.9, 0.5, 0.95, resume=True) == {"best": 3, "last": 3}
+    if place == "copied":
+        assert torch.load(Run(first).checkpoint("last"), weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.parametrize(("size", "world_size"), [(7, 2), (6, 3), (1, 2), (0, 2), (5, 1)])
