@@ -245,7 +245,7 @@ def test_file_without_the_array(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".json", ".npz", ".safetensors"])
 def test_file_that_does_not_fit(fit, make_module, terms, tmp_path, suffix):
-    path = write(tmp_path / f"means{suffix}", torch.zeros(9, 64))
+    path = write(tmp_path / f"means{suffix}", torch.ones(9, 64))
     with pytest.raises(NdkdError, match=f"^class means {path}: wanted 10 × 64 \\(classes × width\\), got 9 × 64$"):
         start(fit, make_module(terms("nd")), ClassMeans(file=path))
     path = write(tmp_path / f"means{suffix}", torch.full((10, 64), float("nan")))
