@@ -225,7 +225,7 @@ def test_the_card_says_what_is_not_known(run_of):
 
 def test_the_card_says_that_best_was_chosen_on_the_test_images(run_of):
     run = run_of(config={"data": {"class_path": "DigitsDataModule", "init_args": {"val_size": 0}}}, epoch=7)
-    run.update_status(results={"best": {"epoch": 7, "test/acc1": 0.5}})
+    run.update_status(results=dict.fromkeys(("last", "best"), {"epoch": 7, "test/acc1": 0.5}))
     run.checkpoint("last").rename(run.checkpoint("best"))
     assert ndkd("export", run.checkpoint("best"), "--out", run.path / "x" / "m.safetensors")[0] == 0
     assert "The epoch was chosen on these same images" in (run.path / "x" / "README.md").read_text()

@@ -95,10 +95,11 @@ class RunRecorder(Checkpoint):
             self.run.write_epoch("predictions", epoch, arrays)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self._started is None and "state" not in self.run.known_status():
+        is_done = self._started is None and self.run.is_used  # nothing was left to train
+        if trainer.is_global_zero and is_done and "state" not in self.run.known_status():
             seconds = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
             self._describe(pl_module, state="finished", seconds=seconds)  # its status was damaged or lost
-        elif trainer.is_global_zero and self._started is not None:  # else nothing was left to train
+        elif trainer.is_global_zero and self._started is not None:
             self.run.update_status(state="finished", seconds=round(time.time() - self._started, 3))
             for callback in trainer.checkpoint_callbacks:
                 for logger in trainer.loggers if isinstance(callback, ModelCheckpoint) else []:
