@@ -143,7 +143,7 @@ class Case:
         """Start and kill; what is wrong with how it ends."""
         log = folder.with_suffix(".log")
         log.write_text("")
-        process = start(self.command(folder), log)
+        began, process = time.time(), start(self.command(folder), log)
         time.sleep(moment)
         (os.kill if name == "SIGKILL" else os.killpg)(process, getattr(signal, name))
         ends, status = time.monotonic() + PATIENCE, wait(process)
@@ -156,7 +156,9 @@ class Case:
         if "Traceback" in said:
             wrong.append(f"traceback: {said[-1500:]}")
         if status in (130, 143):
-            states = {run.parent.name: Run(run.parent).status().get("state") for run in folder.glob(self.statuses)}
+            # what a SIGKILL has left stays until the next process comes to the folder
+            told = [file for file in folder.glob(self.statuses) if file.stat().st_mtime > began]
+            states = {file.parent.name: Run(file.parent).status().get("state") for file in told}
             wrong += [f"{run} is {state}" for run, state in states.items() if state not in ("interrupted", "finished")]
         return wrong
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+CALLBACKS = [("multiprocessing.popen_fork", "_launch"), ("importlib._bootstrap", "cb")]  # of forks and import locks
 PARENT = "NDKD_PARENT"  # in the environment of a process that ends with the one that started it: whose id, which signal
 
 
@@ -49,7 +50,7 @@ def _would_be_lost(frame: FrameType | None) -> bool:
     while frame is not None:
         name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
         loading = module == "torch.utils.data.dataloader" and name in ("__init__", "_shutdown_workers")
-        if loading or name == "__del__" or (module, name) == ("multiprocessing.popen_fork", "_launch"):
+        if loading or name == "__del__" or (module, name) in CALLBACKS:
             return True
         frame = frame.f_back
     return False

@@ -1,6 +1,7 @@
 """Signals to stop, killed workers, parents that end, locks, folders that vanish: one line, one status, nothing left."""
 
 import gc
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -193,9 +195,23 @@ def loaded():
     iter(DataLoader(Foreign(), num_workers=2))
 
 
-@pytest.mark.parametrize("work", [taken_down, forked, loaded])
+def imported():
+    lock = importlib._bootstrap._get_module_lock("ndkd.nowhere")
+    callback = importlib._bootstrap._module_locks["ndkd.nowhere"].__callback__
+    original = importlib._bootstrap._imp
+    try:
+        importlib._bootstrap._imp = SimpleNamespace(
+            acquire_lock=lambda: (original.acquire_lock(), send(signal.SIGTERM)), release_lock=original.release_lock
+        )
+        del lock  # calls it back
+    finally:
+        importlib._bootstrap._imp = original
+    assert callback
+
+
+@pytest.mark.parametrize("work", [taken_down, forked, loaded, imported])
 def test_a_signal_is_not_lost_where_an_exception_would_be(work, monkeypatch, capfd):
-    if work is not taken_down:
+    if work in (forked, loaded):
         original = os.fork
 
         def fork():
