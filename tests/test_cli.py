@@ -280,7 +280,7 @@ MISTAKES = {
         ["fit", "--config", "binary.yaml"],
         "config binary.yaml is no text file; give a YAML file",
     ),
-    "broken config": (["fit", "--config", "broken.yaml"], "Problems parsing config: while parsing a flow sequence"),
+    "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is no YAML: while parsing a flow sequence"),
     "unknown key": (["fit", "--config", "unknown.yaml"], "does not accept option 'modle.a'"),
     "missing teacher": (
         [*KDPP, "--model.init_args.teacher.checkpoint=no.pth"],
@@ -334,7 +334,7 @@ MISTAKES = {
         "checkpoint unknown.yaml is damaged or no checkpoint|checkpoint unknown.yaml is no plain weights file",
     ),
     "no epoch": ([*KDPP, "--trainer.max_epochs=0"], "trainer.max_epochs: wanted at least 1, got 0"),
-    "what the trainer refuses": ([*KDPP, "--trainer.max_epochs=-5"], "`max_epochs` must be a non-negative integer"),
+    "what the trainer refuses": ([*KDPP, "--trainer.max_epochs=-5"], "trainer.max_epochs: wanted at least 1, got -5"),
     "unknown entry of a term": (
         [*KDPP, "--model.init_args.losses.nd.wieght=3"],
         "model.losses.nd.wieght: there is no entry wieght",

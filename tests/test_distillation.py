@@ -565,7 +565,7 @@ def test_soft_targets(fit, make_module, terms):
 
 
 def test_bytes_are_as_good_as_numbers(fit, make_module, terms):
-    images, target = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8), torch.arange(10)
+    images, target = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8), torch.arange(10)
     found = []
     for kind in (images, images.float().div(255)):
         module = make_module(terms("ce", "kd", "nd"), num_classes=10)
