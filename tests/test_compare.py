@@ -268,7 +268,7 @@ BAD = {
     "no config": ([], "the following arguments are required: CONFIG; see ndkd compare --help"),
     "an unknown option": ([STUDENT, "--sedes", "1"], "unrecognized arguments: --sedes 1; see ndkd compare --help"),
     "an unknown control": ([KDPP, "--control", "dn"], "no configuration has a loss term dn; known: ce, kd, nd"),
-    "no YAML": (["broken.yaml"], "configuration broken: "),
+    "no YAML": (["broken.yaml"], "config broken.yaml is no YAML: "),
     "an unknown entry": (["wrong.yaml"], "configuration wrong: Group 'trainer' does not accept option 'max_epoch'"),
     "output that is a file": ([STUDENT, "--out", "wrong.yaml"], "folder wrong.yaml cannot be made: .*with --out DIR"),
 }
