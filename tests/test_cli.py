@@ -280,7 +280,7 @@ MISTAKES = {
         ["fit", "--config", "binary.yaml"],
         "config binary.yaml is no text file; give a YAML file",
     ),
-    "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is no YAML: while parsing a flow sequence"),
+    "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is no YAML: while parsing"),
     "unknown key": (["fit", "--config", "unknown.yaml"], "does not accept option 'modle.a'"),
     "missing teacher": (
         [*KDPP, "--model.init_args.teacher.checkpoint=no.pth"],
