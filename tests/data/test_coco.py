@@ -5,6 +5,7 @@ import json
 import os
 import re
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,7 @@ def by_id(loader):
 
 def on_rank(data, rank, world_size):
     data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size, "num_devices": 1})()
+    data.trainer.fit_loop = L.Trainer(logger=False, barebones=True).fit_loop
     return data
 
 
