@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from jsonargparse import Namespace
+
 from ndkd.errors import NdkdError
 
 
@@ -24,17 +26,20 @@ def _nulls(value: Any, place: str, owner: type | None) -> Iterator[str]:
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield from _nulls(item, f"{place}.{number}", None)
-    entries = value if isinstance(value, dict) else getattr(value, "__dict__", None)
-    if entries is None:
-        return
+    entries = _entries(value)
     if isinstance(entries.get("class_path"), str):
         owner, entries, place = _class(entries["class_path"]), entries.get("init_args"), f"{place}.init_args"
-        entries = entries if isinstance(entries, dict) else getattr(entries, "__dict__", {})
+        entries = _entries(entries)
     wanted = _that_want_a_value(owner) if owner else ()
     for name, entry in entries.items():
         if entry is None and name in wanted:
             yield f"{place}.{name}"
         yield from _nulls(entry, f"{place}.{name}", None)
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """Of a block, a namespace or a dictionary; an object that was made from Python has none."""
+    return value if isinstance(value, dict) else vars(value) if isinstance(value, Namespace) else {}
 
 
 def _class(path: str) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from functools import partial
 
@@ -21,6 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 
 def pytest_configure(config):
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, the processes that tests start would ignore it
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for meant in (
         "in eval mode",

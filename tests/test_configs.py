@@ -107,6 +107,8 @@ def test_config_takes_a_step(configs, with_cifar, with_images, monkeypatch):
         options += ["--data.init_args.batch_size=4", "--class_means.cache_dir=cache"]
     if "imagefolder" in configs[0] or "flowers" in configs[0]:
         options += [*SMALL, "--data.init_args.root=FOLDER"]
+    if "flowers" in configs[0]:
+        options += ["--class_means.cache_dir=cache"]
     if configs[0] == "configs/imagefolder.yaml":
         options += ["--model.init_args.teacher.name=timm/resnet50"]
     status, _, err = ndkd("fit", *options, "--trainer.fast_dev_run=true", "--run_dir", "dev")

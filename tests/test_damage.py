@@ -15,7 +15,7 @@ from command import SHORT, ndkd
 from matplotlib.figure import Figure
 
 import ndkd.export as exporting
-from ndkd import compare, jobs
+from ndkd import compare, compare_plan, jobs
 from ndkd.analysis import load_run
 from ndkd.errors import Damaged, NdkdError
 from ndkd.models.checkpoint import read_checkpoint
@@ -53,7 +53,7 @@ def finished(workplace):
 
 @pytest.fixture(scope="module")
 def resolved():
-    kept, original = {}, compare._resolved
+    kept, original = {}, compare_plan._resolved
 
     def once(name, options):
         if tuple(options) not in kept:
@@ -71,7 +71,7 @@ def run(finished, tmp_path, monkeypatch, resolved):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(exporting, "SECONDS", 1e-3)
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
-    monkeypatch.setattr(compare, "_resolved", resolved)
+    monkeypatch.setattr(compare_plan, "_resolved", resolved)
     monkeypatch.setattr(compare, "run_fits", lambda fits, count, logs: [(fit.progress, fit.command) for fit in fits])
     monkeypatch.setattr(jobs, "NDKD", ["false"])
     return Run(FOLDER)

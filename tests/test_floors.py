@@ -47,7 +47,7 @@ FLOORS = {
     "ndkd.build_errors": ({*BASE, "ndkd.stopping"}, set()),
     "ndkd.configuration": (BASE, {"yaml"}),
     "ndkd.markdown": (set(), set()),
-    "ndkd.nulls": (BASE, set()),
+    "ndkd.nulls": (BASE, {"jsonargparse"}),
     "ndkd.rehearsal": (BASE, {"torch"}),
     "ndkd.trainer_options": (BASE, set()),
     "ndkd.compare": (

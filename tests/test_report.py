@@ -342,7 +342,7 @@ def test_bad_input_is_one_line_and_writes_nothing(make_run, tmp_path):
 def test_runs_that_were_measured_in_different_ways_are_reported_apart(make_run, tmp_path):
     base = make_run("base", 1, class_names=["cat", "dog"])
     base.config.write_text("data: {class_path: ndkd.data.DigitsDataModule}")
-    detector, other = make_run("det", 1, headline="ap"), make_run("other", 1, class_names=["cat", "cow"])
+    detector, other = make_run("det", 1, headline="ap", results=False), make_run("other", 1, class_names=["cat", "cow"])
     folder = make_run("folder", 1)
     folder.config.write_text("data: {class_path: ndkd.data.ImageFolderDataModule}")
     for run, message in (

@@ -123,9 +123,9 @@ def read_split(file: Path, folder: Path | None, name: str) -> Split:
     folder = Path(folder or file.parent.parent / file.stem.removeprefix("instances_"))
     paths = [os.fsencode(folder / image["file_name"]) for image in images.values()]
     for number, path in zip(images, paths, strict=True):
-        name = Path(images[number]["file_name"])
-        if name.is_absolute() or ".." in name.parts:
-            raise NdkdError(f"{file}: image {number} lies outside {folder}: file_name {str(name)!r}; correct it")
+        inside = Path(images[number]["file_name"])
+        if inside.is_absolute() or ".." in inside.parts:
+            raise NdkdError(f"{file}: image {number} lies outside {folder}: file_name {str(inside)!r}; correct it")
         if not os.path.isfile(path):
             todo = f"add it, or set data.init_args.{name}_images to the folder"
             raise NdkdError(f"{file}: image {number} is missing, there is no file {os.fsdecode(path)}; {todo}")

@@ -107,7 +107,7 @@ def test_a_seed_gives_the_same_batches(monkeypatch):
         ({"train_size": 5}, "train_size: wanted 10 to 587 images (there are 597), got 5"),
         ({"train_size": 590}, "train_size: wanted 10 to 587 images (there are 597), got 590"),
         ({"val_size": 790}, "val_size: wanted 10 to 787 images (there are 797), got 790"),
-        ({"val_size": -1}, "val_size: wanted 10 to 787 images (there are 797), got -1"),
+        ({"val_size": -1}, "val_size: wanted a number of images, 0 for none of the training images, got -1"),
         ({"batch_size": 0}, "batch_size: wanted at least 2 images, got 0"),
         ({"pad": -1}, "pad: wanted a number of pixels, got -1"),
         ({"train_size": 0}, "train_size: wanted 10 to 587 images (there are 597), got 0"),
