@@ -14,7 +14,7 @@ from ndkd.configuration import check_config
 from ndkd.distillation import asks_for_teacher
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.jobs import Fit
-from ndkd.runs import Run, differences
+from ndkd.runs import Run, differences, entry
 from ndkd.training_cli import default_run_dir, run_command
 
 PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger")  # where a run is kept, not what it is
@@ -149,9 +149,7 @@ def _spells_losses(file: str) -> bool:
         found = yaml.safe_load(Path(file).read_text())
     except yaml.YAMLError:  # the parser has a better word for it
         return False
-    for key in ("model", "init_args", "losses"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return bool(found)
+    return bool(entry(found, "model.init_args.losses"))
 
 
 def teacher_fit(config: str) -> Fit:
@@ -199,14 +197,10 @@ def _check_unchanged(fit: Fit) -> None:
 
 def _open_entries(config: dict[str, Any]) -> dict[str, str]:
     """The names under those entries that have no fixed ones; of the rest, what a newer ndkd adds has its default."""
-    found = {}
-    for entry in OPEN:
-        names = config.get("model", {}).get("init_args", {})
-        for key in entry.split("."):
-            names = (names or {}).get(key)
-        if names is not None:
-            found[f"model.init_args.{entry}"] = " ".join(sorted(names)) or "none"
-    return found
+    found = {name: entry(config, name) for name in (f"model.init_args.{entry}" for entry in OPEN)}
+    return {
+        name: " ".join(sorted(map(str, names))) or "none" for name, names in found.items() if isinstance(names, dict)
+    }
 
 
 def _check_protocol(fit: Fit, first: Fit) -> None:

@@ -95,7 +95,7 @@ class Fit:
             for name, values in epochs.items():
                 found |= {name: 100 * values[metric], f"{name}_epoch": values["epoch"]}
             found |= self._origin(status)
-            at_the_end = self.run.metrics()[-1]
+            at_the_end = (self.run.metrics() or [{}])[-1]
             found |= {name: float(at_the_end[column]) for name, column in MEASURED.items() if at_the_end.get(column)}
         return found
 

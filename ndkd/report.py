@@ -19,7 +19,7 @@ from ndkd.errors import NdkdError, some
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.models.classes import stored_class_names
 from ndkd.report_figures import COLOURS, figures
-from ndkd.runs import Run, check_folder, sync_folder, write_atomically
+from ndkd.runs import Run, check_folder, entry, sync_folder, write_atomically
 
 MARK = '<meta name="generator" content="ndkd report">'  # by which a report is told from other folders
 
@@ -115,7 +115,7 @@ class ShownRun:
         if self.metrics.empty:
             why = self.status.get("error") or f"its state is {self.state}"
             raise NdkdError(f"run {path} has no finished epoch to show ({why}); train it first")
-        self.data = ((self.config or {}).get("data") or {}).get("class_path", "").rpartition(".")[2]
+        self.data = str(entry(self.config, "data.class_path") or "").rpartition(".")[2]
         self.metrics = self.metrics.set_index("epoch").join(quantiles_over_epochs(self.features))
         checkpoint = read_checkpoint(run.checkpoint("last")) if run.is_used else {}
         self.class_names = stored_class_names(checkpoint)

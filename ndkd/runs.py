@@ -316,6 +316,16 @@ def _sync(descriptor: int) -> None:
             raise
 
 
+def entry(config: Any, name: str) -> Any:
+    """An entry of nested dictionaries, None where they do not have it.
+
+    >>> entry({"model": {"init_args": None}}, "model.init_args.losses")
+    """
+    for key in name.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
 def differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Entries of nested dictionaries that both have, with other values.
 
