@@ -298,9 +298,7 @@ def test_a_teacher_that_fails_ends_it(folder):
     assert list(calls()["run"]) == ["teacher"]
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_kill_ends_the_runs_and_leaves_the_table(teacher, monkeypatch, number, status):
     Path("slow").write_text("20")
     code = f"import sys; from ndkd import cli, jobs; jobs.NDKD = {jobs.NDKD}; sys.exit(cli.main())"

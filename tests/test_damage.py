@@ -294,7 +294,7 @@ DAMAGES = {
 CASES = [(file, damage, command) for file in DAMAGES for damage in DAMAGES[file] for command in READ_BY[file]]
 # all of them take minutes: a draw, always the same, in which a resume, which trains, is rarer
 FEW = random.Random(0).sample([case for case in CASES if case[2].startswith("resume")], 16)
-FEW += random.Random(0).sample([case for case in CASES if not case[2].startswith("resume")], 150)
+FEW += random.Random(0).sample([case for case in CASES if not case[2].startswith("resume")], 110)
 if "NDKD_ALL_DAMAGES" not in os.environ:
     CASES = [case for case in CASES if case in FEW]
 
