@@ -12,9 +12,9 @@ import yaml
 from ndkd.compare_plan import plan, read_sweep, teacher_fit, teacher_of
 from ndkd.configuration import check_option
 from ndkd.errors import NdkdError, some
-from ndkd.jobs import MEASURED, Fit, run_fits
+from ndkd.jobs import Fit, run_fits
 from ndkd.lock import locked
-from ndkd.runs import check_folder, write_atomically
+from ndkd.runs import MEASURED, check_folder, write_atomically
 from ndkd.stopping import stop
 from ndkd.table import read_results
 from ndkd.table_figures import pictures

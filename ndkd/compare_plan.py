@@ -86,7 +86,7 @@ def plan(
         options = [*_files(config), *extra]
         resolved = _resolved(name, [*options, "--run_dir", str(out)])
         _check_teacher(name, resolved, teacher)
-        weights = {term: entry["weight"] for term, entry in (resolved["model"]["init_args"]["losses"] or {}).items()}
+        weights = {term: given["weight"] for term, given in (resolved["model"]["init_args"]["losses"] or {}).items()}
         terms += weights
         for variant in variants(name, weights, control, sweep):
             changed = [part for item in variant.weights.items() for part in _weight_option(*item)]
@@ -176,7 +176,7 @@ def _resolved(name: str, options: list[str]) -> dict[str, Any]:
 
 
 def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> None:
-    wanted = (config["model"]["init_args"].get("teacher") or {}).get("checkpoint")
+    wanted = entry(config, "model.init_args.teacher.checkpoint")
     made = [teacher.run.checkpoint(kind) for kind in ("last", "best")] if teacher else []
     if wanted and not Path(wanted).is_file() and Path(wanted).resolve() not in [path.resolve() for path in made]:
         trains = f"--teacher trains {made[0]}" if made else "give the teacher's configuration as --teacher CONFIG"

@@ -121,15 +121,12 @@ class DistillationModule(L.LightningModule):
     ):
         super().__init__()
         for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
-            if std is not None and not 0 <= std < float("inf"):
+            if std is not None and not 0 <= std < inf:
                 raise NdkdError(f"{name}: wanted a standard deviation, got {std}")
         # in a dictionary, so that a ready model is not registered a second time
         sources = {"student": student, "teacher": teacher}
         self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         check_names(losses or {})
-        for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
-            if std is not None and not 0 <= std < inf:
-                raise NdkdError(f"{name}: wanted a number from 0 on, got {std}")
         if num_classes is not None and num_classes < 2:
             raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
         self.losses = {name: term for name, term in (losses or {}).items() if term.weight != 0}
@@ -163,16 +160,15 @@ class DistillationModule(L.LightningModule):
             self.hparams["num_classes"] = int(number)
         if (names := getattr(data, "class_names", None)) is not None:
             self.hparams["class_names"] = [str(name) for name in names]
-        self.seed = run_seed()
+        self.seed, source = run_seed(), self.sources["student"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            source = self.sources["student"]
             self.student = self._extractor(source, data).to(memory_format=self.memory_format)
             if self.linear_std is not None and isinstance(source, ModelConfig) and not source.brings_weights:
                 draw_linear_layers(self.student, self.linear_std)
         self.hparams["num_classes"] = self.student.num_classes
-        if isinstance(self.sources["student"], ModelConfig):
-            self.hparams["student"] = _portable(self.sources["student"], self.student)
+        if isinstance(source, ModelConfig):
+            self.hparams["student"] = _portable(source, self.student)
         if self.student.num_classes < 2:
             raise NdkdError(
                 f"the data has {self.student.num_classes} class, wanted at least 2: with one alone any answer is right"
@@ -326,7 +322,7 @@ class DistillationModule(L.LightningModule):
         total = self.trainer.estimated_stepping_batches if in_steps else self.trainer.max_epochs
         if 0 in (self.trainer.limit_train_batches, self.trainer.num_training_batches):
             raise NdkdError("no epoch was trained: there was no batch of training images")
-        if not 1 <= total < float("inf"):
+        if not 1 <= total < inf:
             raise NdkdError("lr_scheduler: it must know how long the training is: set trainer.max_epochs or max_steps")
         return self.make_lr_scheduler(optimizer, total_steps=total)
 

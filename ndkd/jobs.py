@@ -15,13 +15,12 @@ import torch
 from tqdm import tqdm
 
 from ndkd.errors import Damaged
-from ndkd.runs import Run
+from ndkd.runs import MEASURED, Run
 from ndkd.stopping import parent_of
 
 PATIENCE = 30  # seconds that a run may take to stop
 NDKD = [sys.executable, "-m", "ndkd"]
 EVALUATED = ("root", "val", "val_size", "image_size")  # options of the data that say what is evaluated
-MEASURED = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
 
 
 @dataclass

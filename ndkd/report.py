@@ -19,7 +19,7 @@ from ndkd.errors import NdkdError, some
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.models.classes import stored_class_names
 from ndkd.report_figures import COLOURS, figures
-from ndkd.runs import Run, check_folder, entry, sync_folder, write_atomically
+from ndkd.runs import MEASURED, Run, check_folder, entry, sync_folder, write_atomically
 
 MARK = '<meta name="generator" content="ndkd report">'  # by which a report is told from other folders
 
@@ -142,8 +142,7 @@ class ShownRun:
     def norm_and_angle(self) -> dict[str, float]:
         """The means after the last epoch and the accuracy, if all three are known."""
         at_the_end = self.metrics.iloc[-1]
-        columns = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
-        found = {name: at_the_end.get(column, np.nan) for name, column in columns.items()}
+        found = {name: at_the_end.get(column, np.nan) for name, column in MEASURED.items()}
         if not self.results or not np.isfinite(list(found.values())).all():
             return {}
         return {"config": self.name, **found, "last": self.accuracy(next(iter(self.results)), "last")}

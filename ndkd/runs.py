@@ -34,6 +34,8 @@ from ndkd.lock import Lock
 from ndkd.run_checks import ARRAYS, checked_arrays, checked_status, entries, is_row, reading, unfolded
 from ndkd.stopping import is_alive
 
+# columns of metrics.csv that a run is compared by, by their names in a table
+MEASURED = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
 RESUME = "ndkd fit --ckpt_path last writes it anew"
 OWN_CONFIG = "give the configuration with --config FILE; ndkd fit --ckpt_path last writes it anew"
 

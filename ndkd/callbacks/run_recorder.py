@@ -62,10 +62,14 @@ class RunRecorder(Checkpoint):
             begin_next_epoch(trainer.fit_loop)
         if trainer.is_global_zero:
             self.run.start(self.config, trainer.current_epoch)
-            self._seconds = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
+            self._seconds = self._seconds_before()
             self._started -= self._seconds  # of a resumed run
             self.run.update_status(state="running", command=sys.argv, machine=platform.platform(), **self._origin)
             self._describe(pl_module)
+
+    def _seconds_before(self) -> float:
+        """What earlier starts of the run took."""
+        return max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
 
     def _describe(self, module: Any, **values: Any) -> None:
         parameters = sum(parameter.numel() for parameter in module.student.model.parameters())
@@ -110,8 +114,7 @@ class RunRecorder(Checkpoint):
             return
         if self._started is None and self.run.is_used and "seconds" not in self.run.known_status():
             # it was broken off after its last epoch, or its status was damaged or lost
-            before = max((float(row.get("time/seconds") or 0) for row in self.run.metrics()), default=0.0)
-            self._started = time.time() - before
+            self._started = time.time() - self._seconds_before()
             self._describe(pl_module)
         if self._started is not None:  # else nothing was left to train
             now = time.time()
