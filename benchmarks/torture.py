@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import ndkd.export
-import ndkd.training_cli  # noqa: F401 the processes are forked from this one, which has imported everything
+import ndkd.commands.export
+import ndkd.commands.training  # noqa: F401 the processes are forked from this one, which has imported everything
 from ndkd.cli import main as ndkd
 from ndkd.runs import Run
 

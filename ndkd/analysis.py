@@ -12,12 +12,13 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from ndkd.data.configured import configured, evaluation_batches
-from ndkd.distillation import DistillationModule
+from ndkd.data.from_config import configured, evaluation_batches
+from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.losses.common import unit_vectors
-from ndkd.models.checkpoint import check_run_checkpoint, read_checkpoint
+from ndkd.models.checkpoint import read_checkpoint
 from ndkd.models.projector import Projector
+from ndkd.models.run_checkpoint import Known, check_run_checkpoint
 from ndkd.runs import Run
 from ndkd.trust import Trust
 
@@ -41,18 +42,19 @@ def load_run(
     """
     run = Run.existing(folder)
     config, content, trusted = run.read_config(), read_checkpoint(run.checkpoint(checkpoint)), Trust(trust)
-    known, weights = content.get("hyper_parameters"), content.get("state_dict")
-    is_run = isinstance(known, dict) and {"student", "num_classes"} <= known.keys()
-    if not is_run or any(".roi_heads." in str(key) for key in weights or ()):
+    known, weights = Known.of(content), content.get("state_dict")
+    is_described = known.student and known.num_classes is not None
+    if not is_described or any(".roi_heads." in str(key) for key in weights or ()):
         raise NdkdError(f"checkpoint {run.checkpoint(checkpoint)} is no classifier's of ndkd fit; give the run of one")
     check_run_checkpoint(content, run.checkpoint(checkpoint))
     teacher = _entry(config, "model", "init_args", "teacher")
-    for name, described in (("student", known["student"]), ("teacher", teacher or known["student"])):
+    for name, described in (("student", known.student), ("teacher", teacher or known.student)):
         trusted.check_model(described, f"{run.path}: {name}")
     trusted.check_data(config.get("data"), str(run.config))
     data = configured(config["data"])
-    described = {name: known[name] for name in ("student", "num_classes", "class_names")}
-    module = DistillationModule(**described, teacher=teacher)
+    module = DistillationModule(
+        known.student, teacher=teacher, num_classes=known.num_classes, class_names=known.class_names
+    )
     module.configure_model()
     if "projector.2.weight" in weights:
         module.projector = Projector(*reversed(weights["projector.2.weight"].shape))
@@ -60,7 +62,7 @@ def load_run(
     module.load_state_dict(content["state_dict"])
     source = module.sources["teacher"]
     if source and (source.checkpoint is None or Path(source.checkpoint).is_file()):
-        module.teacher = module._extractor(source, data)
+        module.teacher = module.build_extractor(source, data)
     return module.eval(), data
 
 

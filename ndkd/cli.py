@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ndkd.configuration.arguments import values_of
 from ndkd.errors import NdkdError, one_of, plain_words
 from ndkd.stopping import end_with_parent, stop, stoppable
 
@@ -40,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     A mistake in the input is one line and status 2; Ctrl-C is status 130, SIGTERM 143 and SIGHUP 129.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is not None:
+        sys.argv[1:] = arguments  # other ranks are started with the same, and run folders record it
+    arguments = sys.argv[1:]
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
     where = f"rank {rank}: " if rank != "0" else ""
     end_with_parent()
@@ -103,7 +106,7 @@ def run_training(command: str, arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(inspect.getdoc(run_training).format(command=command, summary=COMMANDS[command]))
         return 0
-    from ndkd.configuration import check_config, check_option
+    from ndkd.configuration.checks import check_config, check_option
 
     configs = values_of(("--config", "-c"), arguments)
     for config in configs:
@@ -111,7 +114,7 @@ def run_training(command: str, arguments: list[str]) -> int:
     for option in arguments:
         if option not in configs:
             check_option(option)
-    from ndkd.training_cli import run_command
+    from ndkd.commands.training import run_command
 
     return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
 
@@ -162,12 +165,11 @@ PARSERS = {"compare": add_compare, "table": add_table, "report": add_report, "ex
 
 
 def run_tool(command: str, arguments: list[str]) -> int:
-    """Run one of the commands that are plain functions, ``ndkd.compare.compare`` and its like; the exit status."""
+    """Run a command that is a plain function, such as ``ndkd.commands.compare.compare``; the exit status."""
     parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command])
     if command == "compare":
         parser.epilog = "What follows -- are options of every run: ndkd compare … -- --trainer.max_epochs 5"
     PARSERS[command](parser.add_argument)
-    sys.argv[1:] = [command, *arguments]  # for whoever records it
     more = {}
     if command == "compare" and "--" in arguments:
         cut = arguments.index("--")
@@ -176,22 +178,7 @@ def run_tool(command: str, arguments: list[str]) -> int:
         options = vars(parser.parse_args(arguments))
     except SystemExit:  # after its help
         return 0
-    function = getattr(importlib.import_module(f"ndkd.{command}"), command)
+    function = getattr(importlib.import_module(f"ndkd.commands.{command}"), command)
     return function(**options, **more) or 0
 
 
-def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
-    """The values that an option is given, as ``--name value`` or ``--name=value``."""
-    joined = [argument.split("=", 1) for argument in arguments if "=" in argument]
-    return [value for name, value in [*zip(arguments, arguments[1:], strict=False), *joined] if name in names]
-
-
-def without_option(name: str, arguments: list[str]) -> list[str]:
-    """The arguments but this option and its values.
-
-    >>> without_option("--trust", ["--a", "1", "--trust", "mine", "--trust=yours", "b"])
-    ['--a', '1', 'b']
-    """
-    before = ["", *arguments]
-    given = (name, f"{name}=")
-    return [a for a, last in zip(arguments, before, strict=False) if last != name and not a.startswith(given)]

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ndkd.runs import write_atomically
+from ndkd.files import write_atomically
 
 CONNECT_SECONDS = 30.0
 

@@ -15,21 +15,18 @@
 """
 
 import csv
-import errno
 import io
 import json
-import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ndkd.errors import Damaged, NdkdError, full_disk, one_of
+from ndkd.errors import Damaged, NdkdError, one_of
+from ndkd.files import write_atomically
 from ndkd.lock import Lock
 from ndkd.run_checks import ARRAYS, checked_arrays, checked_status, entries, is_row, reading, unfolded
 from ndkd.stopping import is_alive
@@ -240,105 +237,3 @@ class Run:
         return write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
 
 
-def check_folder(path: Path, option: str) -> Path:
-    """The part of a path that exists; ``NdkdError`` that names the option if the rest cannot be made there."""
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise NdkdError(
-            f"folder {path} cannot be made: {above} is not a folder to write in; choose another with {option}"
-        )
-    return above
-
-
-def write_atomically(path: Path, write: Callable[[io.BufferedWriter], Any], shown: Path | None = None) -> Path:
-    """Let ``write`` fill a temporary file, then give it its name: nobody ever meets half of it.
-
-    Neither a reader nor a kill does, and after a power cut there is the old file or the new one: its bytes are on the
-    disk before its name is.
-
-    Args:
-        path: the file.
-        write: fills it.
-        shown: what to call it in a message, where the path is not the last one.
-
-    Raises:
-        NdkdError: a full disk, with what is free on it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    raw: _RememberingFile | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        raw = _RememberingFile(temporary, "wb")
-        with io.BufferedWriter(raw, 1 << 20) as file:
-            write(file)
-            file.flush()
-            _sync(raw.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except Exception as error:
-        temporary.unlink(missing_ok=True)  # its room is free again
-        cause = raw.error if raw and raw.error else error  # torch's writer of archives hides what it has met
-        if isinstance(cause, OSError) and (full := full_disk(cause, shown or path)):
-            raise full from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-class _RememberingFile(io.FileIO):
-    """A file that keeps the error of a write that failed."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int | None:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, where the file system and the platform know how."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    """Put a file's bytes on the disk; on some file systems of networks and devices there is no such thing."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-
-
-def entry(config: Any, name: str) -> Any:
-    """An entry of nested dictionaries, None where they do not have it.
-
-    >>> entry({"model": {"init_args": None}}, "model.init_args.losses")
-    """
-    for key in name.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-def differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Entries of nested dictionaries that both have, with other values.
-
-    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 0, "c": 2}, "d": 3})
-    {'a.b': (1, 0)}
-    """
-    found = {}
-    for key in now.keys() & before.keys():
-        values = now[key], before[key]
-        if all(isinstance(value, dict) for value in values):
-            found |= differences(*values, prefix=f"{prefix}{key}.")
-        elif values[0] != values[1]:
-            found[f"{prefix}{key}"] = values
-    return dict(sorted(found.items()))

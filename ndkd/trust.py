@@ -27,7 +27,7 @@ LIGHTNING |= {"TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSu
 LIGHTNING |= {"SingleDeviceStrategy", "DDPStrategy"}
 LIGHTNING |= {"LightningEnvironment", "SLURMEnvironment", "TorchElasticEnvironment"}
 # where a class is named without its module
-SHORT = ("ndkd.data", "ndkd.losses", "ndkd.distillation", "ndkd.detection", "ndkd.schedules")
+SHORT = ("ndkd.data", "ndkd.losses", "ndkd.distillation.module", "ndkd.distillation.detection", "ndkd.schedules")
 # arguments of timm's and torchvision's functions by which a model reads another file or a hub
 FETCHING = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "weights"}
 FETCHING |= {"weights_backbone", "pretrained_backbone"}

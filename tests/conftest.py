@@ -9,14 +9,15 @@ from functools import partial
 import lightning.pytorch as L
 import pytest
 import torch
-from command import REPOSITORY, SHORT, ndkd
 from lightning.pytorch.callbacks import Checkpoint
-from tiny_data import TAPS, TinyData
 
 from ndkd.callbacks import ClassMeans
-from ndkd.distillation import DistillationModule, LossTerm
+from ndkd.distillation.module import DistillationModule
+from ndkd.distillation.objective import LossTerm
 from ndkd.losses import KDLoss, NDLoss, ReviewKDLoss
 from ndkd.models import ModelConfig, build_model
+from tests.command import REPOSITORY, SHORT, ndkd
+from tests.tiny_data import TAPS, TinyData
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start; see one_thread
 

@@ -43,7 +43,7 @@ OPTIONS = {
     (*MODEL, "losses"): "a.b ../x 1 true train forward parameters loss é",
     (*MODEL, "losses", "kd"): "weight warmup_epochs warmup_from inputs loss",
     (*MODEL, "losses", "nd"): "weight warmup_epochs warmup_from inputs loss",
-    (*MODEL, "losses", "kd", "loss", "init_args"): "temperature tau",
+    (*MODEL, "losses", "kd", "loss", "init_args"): "temperature",
     (*MODEL, "optimizer"): "class_path init_args",
     (*MODEL, "optimizer", "init_args"): "lr momentum dampening weight_decay nesterov maximize foreach fused",
     (*MODEL, "lr_scheduler"): "class_path init_args",

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command import SHORT, ndkd
 from torch.nn import functional as F
 
 from ndkd import analysis
@@ -20,6 +19,7 @@ from ndkd.data import DigitsDataModule
 from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, build_model
 from ndkd.runs import Run
+from tests.command import SHORT, ndkd
 
 ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1"]
 WIDTHS = [8, 8, 8, 16]

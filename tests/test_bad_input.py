@@ -7,11 +7,11 @@ from shutil import copytree, rmtree
 import numpy as np
 import pytest
 import torch
-from command import ndkd
 from PIL import Image
 
 from ndkd.data import CIFAR10DataModule
 from ndkd.models import build_model
+from tests.command import ndkd
 
 CONFIG = """
 trainer: {max_epochs: 1, accelerator: cpu}

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import REPOSITORY, SHORT, ndkd
 
 from ndkd.cli import COMMANDS
 from ndkd.runs import Run
+from tests.command import REPOSITORY, SHORT, ndkd
 
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml"]
 NO_WARMUP = "--model.init_args.lr_scheduler.init_args.warmup=0"

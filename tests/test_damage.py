@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import SHORT, ndkd
 from matplotlib.figure import Figure
 
-import ndkd.export as exporting
-from ndkd import compare, compare_plan, jobs
+import ndkd.commands.export as exporting
+from ndkd.commands import compare, compare_plan
+from ndkd.commands import compare_jobs as jobs
 from ndkd.analysis import load_run
 from ndkd.errors import Damaged, NdkdError
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run
+from tests.command import SHORT, ndkd
 
 CONFIG, FOLDER = "configs/digits/student.yaml", "out/student-seed0"
 LAST = f"{FOLDER}/checkpoints/last.ckpt"

@@ -15,19 +15,20 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
-from command import SHORT, ndkd
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from tiny_data import TAPS, TinyData
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ndkd.callbacks import ClassMeans, in_order
-from ndkd.distillation import DistillationModule, LossTerm
+from ndkd.distillation.module import DistillationModule
+from ndkd.distillation.objective import LossTerm
 from ndkd.errors import NdkdError
 from ndkd.losses import DKDLoss, KDLoss, NDLoss, ReviewKDLoss
 from ndkd.models import ModelConfig
 from ndkd.runs import Run
+from tests.command import SHORT, ndkd
+from tests.tiny_data import TAPS, TinyData
 
 STUDENT = ["--config", "configs/digits/student.yaml", "--trainer.accelerator=cpu"]
 TIMEOUT = 60  # seconds until a hang is a failure
@@ -252,7 +253,7 @@ def test_evaluation_of_batchnorm_is_that_of_the_weights_that_are_kept(ranks, mak
 def test_the_teacher_is_in_no_bucket_and_all_that_is_trained_is(ranks):
     for found in (rank["batchnorm"] for rank in ranks):
         assert found["teacher_kept"]
-        assert {name.split(".")[0] for name in found["trained"]} == {"student", "projector", "loss_modules"}
+        assert {name.split(".")[0] for name in found["trained"]} == {"student", "projector", "objective"}
         assert found["ddp"]["parameters"] == found["ddp"]["in buckets"] == found["trained"]
         assert found["ddp"]["numbers"] == sum(found["state"][name].numel() for name in found["trained"])
         assert not [name for name in found["ddp"]["buffers"] if name.startswith(("teacher.", "class_means"))]

@@ -13,17 +13,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from command import SHORT, ndkd
 from PIL import Image
 from torch import nn
 
-import ndkd.export as exporting
+import ndkd.commands.export as exporting
+from ndkd.callbacks.checkpoints import AtomicCheckpoints
 from ndkd.callbacks.detection_pictures import DetectionPictures
-from ndkd.callbacks.run_recorder import AtomicCheckpoints
 from ndkd.cli import main
+from ndkd.commands.compare_tables import write_tables
 from ndkd.errors import NdkdError
-from ndkd.runs import Run, write_atomically
-from ndkd.tables import write_tables
+from ndkd.files import write_atomically
+from ndkd.runs import Run
+from tests.command import SHORT, ndkd
 
 RUN = "runs/digits/teacher"
 LAST = f"{RUN}/checkpoints/last.ckpt"

@@ -1,108 +1,69 @@
-"""A file imports only from lower floors, and heavy packages only where they are needed."""
+"""A file imports only from lower floors, in no circle, and heavy packages only where they are needed."""
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
+from graphlib import TopologicalSorter
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "ndkd"
+from tests.command import REPOSITORY
+
+PACKAGE = REPOSITORY / "ndkd"
 FILES = {
-    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(PACKAGE.rglob("*.py"))
 }
-
-# what the files under a name may import: parts of ndkd, and packages that are not of the standard library
-BASE = {"ndkd.errors", "ndkd.stopping"}
-FLOORS = {
-    "ndkd.losses": (set(), {"torch"}),
-    "ndkd.models.output": (set(), {"torch"}),
-    "ndkd.models": (BASE, {"torch", "torchvision", "timm", "safetensors", "numpy"}),
-    "ndkd.seeds": (set(), {"torch", "numpy"}),
-    "ndkd.stopping": (set(), set()),
-    "ndkd.lock": (BASE, set()),
-    "ndkd.runs": ({*BASE, "ndkd.lock", "ndkd.run_checks", "ndkd.stopping"}, {"numpy", "yaml"}),
-    "ndkd.run_checks": (BASE, {"numpy"}),
-    "ndkd.trust": (BASE, {"torch", "torchvision", "timm", "lightning", "yaml"}),
-    "ndkd.data.configured": ({*BASE, "ndkd.data", "ndkd.parser_errors"}, {"torch", "lightning", "jsonargparse"}),
-    "ndkd.data": ({*BASE, "ndkd.seeds"}, {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"}),
-    "ndkd.distillation": (
-        {*BASE, "ndkd.models", "ndkd.rehearsal", "ndkd.runs", "ndkd.seeds"},
-        {"torch", "lightning", "torchmetrics"},
-    ),
-    "ndkd.detection": (
-        {*BASE, "ndkd.distillation", "ndkd.models", "ndkd.seeds"},
-        {"torch", "torchvision", "pycocotools"},
-    ),
-    "ndkd.callbacks": (
-        {*BASE, "ndkd.runs"},
-        {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL", "yaml"},
-    ),
-    "ndkd.loggers": ({"ndkd.runs"}, {"lightning", "wandb"}),
-    "ndkd.errors": (set(), set()),
-    "ndkd.schedules": (set(), {"torch"}),
-    "ndkd.memory": (set(), set()),
-    "ndkd.parser_errors": (BASE, set()),
-    "ndkd.build_errors": ({*BASE, "ndkd.stopping"}, set()),
-    "ndkd.configuration": (BASE, {"yaml"}),
-    "ndkd.markdown": (set(), set()),
-    "ndkd.nulls": (BASE, {"jsonargparse"}),
-    "ndkd.rehearsal": (BASE, {"torch"}),
-    "ndkd.trainer_options": (BASE, set()),
-    "ndkd.compare": (
-        {
-            *BASE,
-            *(f"ndkd.{name}" for name in ("compare_plan", "configuration", "jobs", "runs", "table", "table_figures")),
-            *(f"ndkd.{name}" for name in ("lock", "stopping", "tables", "teacher_means")),
-        },
-        {"yaml"},
-    ),
-    "ndkd.compare_plan": (
-        {*BASE, *(f"ndkd.{name}" for name in ("configuration", "distillation", "jobs", "runs", "training_cli"))},
-        {"yaml"},
-    ),
-    "ndkd.jobs": ({*BASE, "ndkd.runs"}, {"torch", "tqdm"}),
-    "ndkd.tables": ({"ndkd.markdown", "ndkd.runs"}, {"pandas", "scipy"}),
-    "ndkd.table": ({*BASE, "ndkd.tables"}, {"pandas"}),
-    "ndkd.table_figures": ({"ndkd.report_figures", "ndkd.tables"}, {"pandas", "matplotlib"}),
-    "ndkd.teacher_means": (
-        {*BASE, "ndkd.callbacks.class_means_file", "ndkd.callbacks.class_sums", "ndkd.data", "ndkd.models"},
-        {"torch", "tqdm"},
-    ),
-    "ndkd.analysis": (
-        {*BASE, *(f"ndkd.{name}" for name in ("data", "distillation", "losses", "models", "runs", "trust"))},
-        {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
-    ),
-    "ndkd.report": (
-        {*BASE, "ndkd.models", "ndkd.report_figures", "ndkd.runs"},
-        {"torch", "numpy", "pandas", "torchmetrics", "jinja2", "matplotlib"},
-    ),
-    "ndkd.report_figures": (set(), {"numpy", "pandas", "matplotlib", "sklearn"}),
-    "ndkd.export": (
-        {*BASE, "ndkd.markdown", "ndkd.lock", "ndkd.models", "ndkd.runs", "ndkd.data", "ndkd.trust"},
-        {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
-    ),
-    "ndkd.training_cli": ({"ndkd"}, {"torch", "lightning", "jsonargparse", "tqdm", "yaml"}),
-    "ndkd.cli": (
-        {
-            *BASE,
-            *(f"ndkd.{name}" for name in ("configuration", "training_cli", "compare", "table", "report", "export")),
-        },
-        set(),
-    ),
-    "ndkd.__main__": ({"ndkd.cli"}, set()),
-    "ndkd": (set(), set()),
+# from the ground up; a file may import what lies on its own floor or below
+FLOORS = [
+    {"ndkd", "ndkd.errors", "ndkd.seeds", "ndkd.stopping", "ndkd.schedules"},
+    {"ndkd.configuration", "ndkd.files", "ndkd.lock", "ndkd.losses", "ndkd.models.output"},
+    {"ndkd.runs", "ndkd.run_checks", "ndkd.models", "ndkd.data"},
+    {"ndkd.distillation", "ndkd.trust"},
+    {"ndkd.callbacks", "ndkd.loggers", "ndkd.analysis"},
+    {"ndkd.commands"},
+    {"ndkd.cli"},
+    {"ndkd.__main__"},
+]
+# what else than the standard library the files under a name may import
+PACKAGES = {
+    "ndkd": set(),
+    "ndkd.seeds": {"torch", "numpy"},
+    "ndkd.schedules": {"torch"},
+    "ndkd.configuration": {"yaml"},
+    "ndkd.configuration.nulls": {"jsonargparse"},
+    "ndkd.losses": {"torch"},
+    "ndkd.models.output": {"torch"},
+    "ndkd.models": {"torch", "torchvision", "timm", "safetensors", "numpy"},
+    "ndkd.data": {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"},
+    "ndkd.data.from_config": {"torch", "lightning", "jsonargparse"},
+    "ndkd.runs": {"numpy", "yaml"},
+    "ndkd.run_checks": {"numpy"},
+    "ndkd.trust": {"torch", "torchvision", "timm", "lightning", "yaml"},
+    "ndkd.distillation": {"torch", "lightning", "torchmetrics"},
+    "ndkd.distillation.objective": {"torch"},
+    "ndkd.distillation.detection": {"torch", "torchvision", "pycocotools"},
+    "ndkd.callbacks": {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL", "yaml"},
+    "ndkd.loggers": {"lightning", "wandb"},
+    "ndkd.analysis": {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
+    "ndkd.commands": {"torch", "numpy", "pandas", "matplotlib", "tqdm", "yaml", "jinja2", "lightning"},
+    "ndkd.commands.compare_tables": {"pandas", "scipy"},
+    "ndkd.commands.report": {"torch", "numpy", "pandas", "torchmetrics", "jinja2", "matplotlib"},
+    "ndkd.commands.report_figures": {"numpy", "pandas", "matplotlib", "sklearn"},
+    "ndkd.commands.export": {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
+    "ndkd.commands.library_errors": {"torch", "lightning", "jsonargparse"},
 }
+
+
+def name_above(module, names):
+    """The longest of the names that the module lies under."""
+    return max((name for name in names if module == name or module.startswith(f"{name}.")), key=len, default=None)
 
 
 def floor_of(module):
-    """The longest name in FLOORS that the module lies under."""
-    return max((name for name in FLOORS if is_under(module, name)), key=len)
-
-
-def is_under(module, name):
-    return module == name or module.startswith(f"{name}.")
+    floors = {name: number for number, names in enumerate(FLOORS) for name in names}
+    floors.pop("ndkd") if module != "ndkd" else None
+    return floors[name_above(module, floors)]
 
 
 def imports(file):
@@ -120,18 +81,39 @@ def imports(file):
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_only_from_lower_floors(module):
-    own = floor_of(module)
-    parts, packages = FLOORS[own]
+    packages = PACKAGES[name_above(module, PACKAGES)]
     for imported in imports(FILES[module]):
-        if imported.startswith("ndkd"):
-            allowed = own != "ndkd" and is_under(imported, own) or any(is_under(imported, part) for part in parts)
-            assert allowed or (module, imported) == ("ndkd.cli", "ndkd"), f"{module} imports {imported}"
+        if imported.partition(".")[0] == "ndkd":
+            assert imported in FILES, f"{module} imports {imported}, which is not there"
+            assert floor_of(imported) <= floor_of(module), f"{module} imports {imported} from a higher floor"
         elif (package := imported.partition(".")[0]) not in sys.stdlib_module_names:
             assert package in packages, f"{module} imports {package}"
 
 
+def test_no_file_imports_itself_in_a_circle():
+    graph = {module: {name for name in imports(file) if name in FILES} for module, file in FILES.items()}
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle
+
+
+def longest(file):
+    """The number of lines of the longest function, without its docstring."""
+    lengths = {}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False) or ""
+            lengths[node.name] = node.end_lineno - node.lineno + 1 - len(text.splitlines())
+    return max(lengths.values(), default=0)
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+def test_a_file_has_at_most_300_lines_and_a_function_60(file):
+    assert len(file.read_text().splitlines()) <= 300
+    assert longest(file) <= 60
+
+
 def test_the_module_names_no_concrete_loss():
-    text = FILES["ndkd.distillation"].read_text()
+    text = FILES["ndkd.distillation.module"].read_text() + FILES["ndkd.distillation.objective"].read_text()
+    text = text.partition(">>>")[0] + text.rpartition(">>>")[2]  # but in an example
     import ndkd.losses
 
     assert not [name for name in vars(ndkd.losses) if name.lower().endswith("loss") and name in text]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import REPOSITORY, ndkd
-from mutations import mutation
 from PIL import Image
 
+from ndkd.commands.training import TrainingCLI
 from ndkd.models import build_model
-from ndkd.training_cli import TrainingCLI
+from tests.command import REPOSITORY, ndkd
+from tests.mutations import mutation
 
 WIDTHS = {"widths": [4, 4, 4, 4]}
 MODEL = {"name": "cifar/resnet8", "kwargs": WIDTHS}

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
-from command import REPOSITORY, SHORT, ndkd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.wandb_agent import Agent
 
 from ndkd.loggers import WandbLogger
 from ndkd.runs import Run
+from tests.command import REPOSITORY, SHORT, ndkd
 
 BLOCK = 2**15  # of a .wandb file, which is a log of LevelDB's with a header of 7 bytes
 LOGGERS = """

@@ -13,25 +13,25 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from command import ndkd
 from PIL import Image
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR, SequentialLR, StepLR
 
 from ndkd import losses
-from ndkd.build_errors import in_one_line
 from ndkd.callbacks.class_means import ClassMeans, read_class_means
-from ndkd.configuration import check_config, check_option
+from ndkd.commands.build_errors import in_one_line
+from ndkd.commands.markdown import code, fence, inline, python_text
+from ndkd.commands.trainer_options import check_length, check_trainer
+from ndkd.configuration.checks import check_config, check_option
 from ndkd.data.archives import check_archive
 from ndkd.data.coco import read_split
-from ndkd.data.folders import find_images
-from ndkd.distillation import LossTerm, check_names
+from ndkd.data.image_files import find_images
+from ndkd.distillation.objective import LossTerm, check_names
+from ndkd.distillation.rehearsal import rehearsed
 from ndkd.errors import NdkdError
-from ndkd.markdown import code, fence, inline, python_text
 from ndkd.models import ModelConfig, build_model
-from ndkd.rehearsal import rehearsed
 from ndkd.schedules import WarmupCosineLR, WarmupMultiStepLR
-from ndkd.trainer_options import check_length, check_trainer
+from tests.command import ndkd
 
 LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))])
 
@@ -134,7 +134,7 @@ BAD = [None, 0, -1, float("nan"), float("inf")]
     [
         ("KDLoss", "temperature"),
         ("DKDLoss", "temperature"),
-        ("DISTLoss", "tau"),
+        ("DISTLoss", "temperature"),
         ("InfoNCELoss", "temperature"),
         ("NDLoss", "eps"),
         ("SIFNLoss", "step"),

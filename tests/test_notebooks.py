@@ -4,8 +4,9 @@ import re
 
 import nbformat
 import pytest
-from command import REPOSITORY, SHORT, ndkd
 from nbclient import NotebookClient
+
+from tests.command import REPOSITORY, SHORT, ndkd
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 import yaml
-from command import REPOSITORY, ndkd
+
+from tests.command import REPOSITORY, ndkd
 
 RESULTS = sorted((REPOSITORY / "results").glob("*.csv"))
 

@@ -9,7 +9,6 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from drawn_shapes import main as draw_shapes
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
@@ -23,6 +22,7 @@ from ndkd.data import (
     InMemoryImageFolderDataModule,
 )
 from ndkd.runs import Run
+from tests.drawn_shapes import main as draw_shapes
 
 EPOCHS = 4
 TIMEOUT = 60  # seconds until a hang is a failure

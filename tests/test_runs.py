@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ndkd.runs import Run, write_atomically
+from ndkd.files import write_atomically
+from ndkd.runs import Run
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from command import SHORT, gone, ndkd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ndkd.data import DigitsDataModule
-from ndkd.distillation import DistillationModule
+from ndkd.distillation.module import DistillationModule
 from ndkd.lock import Lock, locked
 from ndkd.runs import Run
 from ndkd.stopping import Stopped, as_worker, is_alive, stop, stoppable
+from tests.command import SHORT, gone, ndkd
 
 TEACHER = ["fit", "--config", "configs/digits/teacher.yaml", *SHORT, "--trainer.accelerator=cpu"]
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml", *SHORT, "--trainer.accelerator=cpu"]
@@ -113,7 +113,7 @@ def test_a_signal_to_any_other_command(workplace, monkeypatch, command, number):
         "export": ["export", last, "--out=new/model.pt", "--format=torch"],
         "report": ["report", last.parent.parent],
     }
-    where = {"export": "ndkd.export.median_ms", "report": "ndkd.runs.Run.read_epoch"}
+    where = {"export": "ndkd.commands.export.median_ms", "report": "ndkd.runs.Run.read_epoch"}
     hooks = {"test": "on_test_start", "validate": "on_validation_start", "predict": "on_predict_start"}
     before = sorted(Path().rglob("*"))
     if command in hooks:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command import ndkd
 from matplotlib.figure import Figure
 
-import ndkd.export as exporting
+import ndkd.commands.export as exporting
 from ndkd.analysis import load_run
 from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run
 from ndkd.trust import Trust, is_builder
+from tests.command import ndkd
 
 TEACHER = "runs/digits/teacher"
 # importing it, or calling anything in it, leaves a trace
@@ -339,7 +339,7 @@ def test_what_a_shipped_configuration_leaves_in_a_run_folder_is_trusted(name, wo
         "torch.optim.lr_scheduler.MultiStepLR": True,
         "ndkd.losses.NDLoss": True,
         "ndkd.data.DigitsDataModule": True,
-        "ndkd.distillation.DistillationModule": True,
+        "ndkd.distillation.module.DistillationModule": True,
         "lightning.pytorch.callbacks.EarlyStopping": True,
         "lightning.pytorch.strategies.DDPStrategy": True,
         "torchvision.models:resnet18": True,
@@ -358,8 +358,8 @@ def test_what_a_shipped_configuration_leaves_in_a_run_folder_is_trusted(name, wo
         "lightning.pytorch.callbacks.OnExceptionCheckpoint": False,
         "lightning.pytorch.loggers.CSVLogger": False,
         "ndkd.runs.Run": False,
-        "ndkd.jobs.Fit": False,
-        "ndkd.distillation.MetricCollection": False,
+        "ndkd.commands.compare_jobs.Fit": False,
+        "ndkd.distillation.module.MetricCollection": False,
         "ndkd.__main__.main": False,
         "ndkdx.Thing": False,
         "torch.nnx.Thing": False,

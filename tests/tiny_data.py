@@ -3,8 +3,8 @@
 import lightning.pytorch as L
 import numpy as np
 
-from ndkd.data.in_memory import InMemoryLoader
-from ndkd.data.loading import sharded
+from ndkd.data.disk_loader import sharded
+from ndkd.data.in_memory_loader import InMemoryLoader
 
 TAPS = ["layer1", "layer2", "layer3", "avgpool"]  # of the models that are trained on them
 

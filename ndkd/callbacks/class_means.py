@@ -76,7 +76,7 @@ class ClassMeans(L.Callback):
                 return self._unmeasured(trainer, f"class means {self.file} are gone")
             stored = self._from_file(module)
             classes, wide = stored.class_means.shape
-            if classes != (wanted := module.hparams["num_classes"]):
+            if classes != (wanted := module.num_classes):
                 raise NdkdError(f"class means {self.file}: wanted {wanted} classes, got {classes}")
             if wide == width:
                 return stored
@@ -102,7 +102,7 @@ class ClassMeans(L.Callback):
         if not stored.class_means.isfinite().all():
             raise NdkdError(f"class means {self.file}: not all numbers are finite")
         knows = module.teacher is not None and module.has_embeddings
-        stored.check(self.file, module.hparams["class_names"], partial(_embed, module) if knows else None)
+        stored.check(self.file, module.class_names, partial(_embed, module) if knows else None)
         means = stored.class_means.roll(1, dims=0) if self.background_last else stored.class_means
         return replace(stored, class_means=means.to(module.device))
 
@@ -121,13 +121,13 @@ class ClassMeans(L.Callback):
             return read_class_means(file).class_means
         means = self._compute(trainer, module, loader)
         if trainer.is_global_zero:
-            names, shape = module.hparams["class_names"], getattr(trainer.datamodule, "image_shape", None)
+            names, shape = module.class_names, getattr(trainer.datamodule, "image_shape", None)
             probe = _embed(module, noise(shape)).float() if shape and module.has_embeddings else None
             StoredMeans(means, names, probe, probe is not None and shape or None, loader.fingerprint()).write(file)
         return means
 
     def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
-        sums = ClassSums(module.hparams["num_classes"], module.teacher.embedding_dim, module.device)
+        sums = ClassSums(module.num_classes, module.teacher.embedding_dim, module.device)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         # the share of this process in the first max_images
         most = None if self.max_images is None else len(range(trainer.global_rank, self.max_images, trainer.world_size))
@@ -139,7 +139,7 @@ class ClassMeans(L.Callback):
             sums.add(*module.teacher_embeddings(batch))
             seen += len(batch[0])
         sums.reduce(trainer.strategy.reduce)
-        means, absent = sums.means(module.hparams["class_names"], module.absent_classes)
+        means, absent = sums.means(module.class_names, module.allows_empty_classes)
         if absent and trainer.is_global_zero:
             print(f"ndkd: no region of class {some(absent, most=5)} for its mean: the ND loss leaves it out")
         return means

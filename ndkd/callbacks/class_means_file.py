@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ndkd.errors import NdkdError
-from ndkd.runs import write_atomically
+from ndkd.files import write_atomically
 
 NEAR = 0.05  # bfloat16 is 0.01 off, another teacher about 1
 

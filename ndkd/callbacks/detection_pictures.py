@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import resize
 from torchvision.utils import draw_bounding_boxes
 
-from ndkd.runs import Run, write_atomically
+from ndkd.files import write_atomically
+from ndkd.runs import Run
 
 HEIGHT, WIDTH = 320, 480  # of a panel, in pixels
 COLOUR = "red"
@@ -43,7 +44,7 @@ class DetectionPictures(Checkpoint):
         seen = [outputs.target, outputs.detections]
         if pl_module.teacher is not None:
             seen.append(pl_module.teacher_detections(batch))
-        names = pl_module.hparams["class_names"] or list(range(pl_module.hparams["num_classes"]))
+        names = pl_module.class_names or list(range(pl_module.num_classes))
         for image, *boxes in zip(batch[0], *seen, strict=True):
             panels = [self._panel(image, found, names) for found in boxes]
             self._rows.append(torch.cat(panels, dim=2))

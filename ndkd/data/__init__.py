@@ -5,4 +5,4 @@ from ndkd.data.coco import CocoDataModule
 from ndkd.data.digits import DigitsDataModule
 from ndkd.data.image_folder import ImageFolderDataModule
 from ndkd.data.imagenet import ImageNetDataModule
-from ndkd.data.in_memory_folder import InMemoryImageFolderDataModule
+from ndkd.data.in_memory_image_folder import InMemoryImageFolderDataModule

@@ -6,7 +6,7 @@ import numpy as np
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from ndkd.data.in_memory_module import InMemoryDataModule, Part
+from ndkd.data.in_memory import InMemoryDataModule, Part
 from ndkd.errors import NdkdError
 
 

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ndkd.data.folders import opened
+from ndkd.data.base import DataModule
+from ndkd.data.disk_loader import ImageLoader, check_least, reading, sharded
+from ndkd.data.image_files import opened
 from ndkd.data.image_folder import ImageFolderDataModule
-from ndkd.data.loading import ImageLoader, check_least, reading, sharded
-from ndkd.data.module import DataModule
-from ndkd.data.order import GroupedOrder
+from ndkd.data.samplers import GroupedOrder
 from ndkd.data.transforms import InRGB, Pixels
 from ndkd.errors import NdkdError
 

@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from torch import from_numpy
 from torch.nn import functional as F
 
-from ndkd.data.in_memory_module import InMemoryDataModule, Part
+from ndkd.data.in_memory import InMemoryDataModule, Part
 
 TEST_SIZE = 1000
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
-from ndkd.data.folders import ImageFiles, find_images, opened
-from ndkd.data.loading import ImageLoader, check_least, reading, sharded
-from ndkd.data.module import DataModule
+from ndkd.data.base import DataModule
+from ndkd.data.disk_loader import ImageLoader, check_least, reading, sharded
+from ndkd.data.image_files import ImageFiles, find_images, opened
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
 

@@ -1,123 +1,71 @@
-"""Small images kept in memory as uint8 and augmented a whole batch at a time, without worker processes."""
-
-import hashlib
-from collections.abc import Iterator
-from functools import partial
+"""What the DataModules of small images share."""
 
 import numpy as np
-import torch
-from torch import Tensor
+from sklearn.model_selection import train_test_split
 
-from ndkd.data.order import ShardedOrder
-from ndkd.seeds import generator
+from ndkd.data.base import DataModule
+from ndkd.data.disk_loader import sharded
+from ndkd.data.in_memory_loader import InMemoryLoader
+from ndkd.errors import NdkdError
+
+Part = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
 
 
-class InMemoryLoader:
-    """Iterates over (images, target) batches; images are float32 (B, c, h, w) in [0, 1], channels last in memory.
+class InMemoryDataModule(DataModule):
+    """Small images in memory: a validation split, scarce labels, augmentation of whole batches.
 
-    On a GPU the whole set lives there and batches are cut out there. The last batch may be smaller; in training a last
-    batch of one image is left out, BatchNorm cannot use it.
+    A subclass says ``num_classes``, ``class_names``, ``image_shape``, ``mean`` and ``std``; its ``setup`` calls
+    :meth:`keep`.
 
     Args:
-        images: uint8 (N, h, w, c).
-        target: class indices (N,).
-        batch_size: per rank.
-        order: which of them this rank sees; with the epoch, its seed and rank decide the augmentation, whatever the
-            device.
-        pad: random crop after padding by this many black pixels on each side; 0 for none.
+        train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.
+        val_size: number of validation images, split off from the training ones; 0 validates on the set's own
+            validation images or else on the test images.
+        batch_size: images per step and process.
+        pad: random crop after padding by this many pixels; 0 for none.
         flip: random horizontal flip.
-        device: where the batches are wanted.
-    """
 
-    batch_sampler = None  # the trainer asks for it wherever there is a sampler
+    Raises:
+        NdkdError: sizes that the set cannot give.
+    """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        target: np.ndarray,
-        batch_size: int,
-        order: ShardedOrder,
-        pad: int = 0,
-        flip: bool = False,
-        device: torch.device | str = "cpu",
+        self, train_size: int | None = None, val_size: int = 0, batch_size: int = 128, pad: int = 4, flip: bool = True
     ):
-        self.images, self.target = images, target.astype(np.int64)
-        self.batch_size, self.pad, self.flip, self.device = batch_size, pad, flip, torch.device(device)
-        self.sampler = order  # the trainer sets its epoch
-        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
-        cut = CutOnCPU if self.device.type == "cpu" else partial(CutOnDevice, device=self.device)
-        self._cut = cut(padded, self.target, images.shape[1:3])
+        super().__init__()
+        if batch_size is None or batch_size < 2:
+            raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
+        if pad is None or pad < 0:
+            raise NdkdError(f"pad: wanted a number of pixels, got {pad}")
+        if val_size is None or val_size < 0:
+            raise NdkdError(f"val_size: wanted a number of images, 0 for none of the training images, got {val_size}")
+        self.train_size, self.val_size, self.batch_size = train_size, val_size, batch_size
+        self.pad, self.flip = pad, flip
 
-    def __len__(self) -> int:
-        return len(self._batches())
+    def keep(self, parts: dict[str, Part]) -> None:
+        """Take the parts ``train``, ``test`` and, where the set has one, ``val``; split off what is asked."""
+        if self.val_size:
+            parts["train"], parts["val"] = self._split(parts["train"], self.val_size, "val_size")
+        parts.setdefault("val", parts["test"])
+        if self.train_size is not None and self.train_size != len(parts["train"][1]):
+            parts["train"] = self._split(parts["train"], self.train_size, "train_size")[1]
+        self.parts = parts
+        height, width = parts["train"][0].shape[1:3]
+        if self.pad > min(height, width):
+            raise NdkdError(f"pad: wanted at most the images' {min(height, width)} pixels, got {self.pad}")
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self.sampler
-        random = generator(order.seed, order.epoch, order.rank)
-        for indices in self._batches():
-            y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
-            flipped = random.random(len(indices)) < 0.5 if self.flip else None
-            images, target = self._cut(indices, y, x, flipped)
-            yield images.permute(0, 3, 1, 2).float().div_(255), target
+    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
+        (images, target), pad, flip = self.parts[part], self.pad if augment else 0, self.flip and augment
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        order = sharded(self, len(target), shuffle)
+        return InMemoryLoader(images, target, self.batch_size, order, pad, flip, device)
 
-    def fingerprint(self) -> str:
-        """Digest of the images, targets and augmentation, whatever the order and the rank."""
-        digest = hashlib.sha256(repr((self.images.shape, self.pad, self.flip)).encode())
-        if self.pad or self.flip:
-            digest.update(repr((self.sampler.seed, self.sampler.epoch, self.sampler.world_size)).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(self.target)
-        return digest.hexdigest()
-
-    def _batches(self) -> list[np.ndarray]:
-        indices = self.sampler.indices()
-        batches = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
-        if self.sampler.shuffle and batches and len(batches[-1]) == 1:
-            batches.pop()
-        return batches
-
-
-class CutOnCPU:
-    """Cut windows out of padded images with NumPy: a view of all windows makes it one copy per image.
-
-    Args:
-        padded: uint8 (N, H, W, c).
-        target: class indices (N,).
-        size: (h, w) of a window.
-    """
-
-    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int]):
-        self.target = torch.from_numpy(target)
-        windows = np.lib.stride_tricks.sliding_window_view(np.ascontiguousarray(padded), size, axis=(1, 2))
-        self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
-        self.mirror = np.arange(size[1] * padded.shape[3]).reshape(size[1], -1)[::-1].flatten()
-
-    def __call__(
-        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
-    ) -> tuple[Tensor, Tensor]:
-        """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``, and their classes (B,)."""
-        images = self.windows[indices, y, x]
-        if flipped is not None:
-            rows = images.reshape(*images.shape[:2], -1)  # rows of bytes: pixel by pixel takes twice the time
-            rows[flipped] = rows[flipped].take(self.mirror, axis=2)
-        return torch.from_numpy(images), self.target[torch.from_numpy(indices)]
-
-
-class CutOnDevice:
-    """The same on a GPU, where the images live: a gather by rows and columns."""
-
-    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int], device: torch.device):
-        self.padded, self.target = (torch.from_numpy(array).to(device) for array in (padded, target))
-        self.rows, self.columns = (torch.arange(n, device=device) for n in size)
-
-    def __call__(
-        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
-    ) -> tuple[Tensor, Tensor]:
-        mirrored = np.zeros_like(x) if flipped is None else flipped.astype(x.dtype)
-        # one transfer for everything that was drawn, without waiting for it; an index on the CPU would be waited for
-        drawn = torch.from_numpy(np.stack([indices, y, x, mirrored]))
-        drawn = drawn.pin_memory() if self.padded.is_cuda else drawn
-        index, y, x, mirrored = drawn.to(self.padded.device, non_blocking=True)
-        rows = y[:, None] + self.rows
-        columns = torch.where(mirrored[:, None] == 1, self.columns.flip(0), self.columns) + x[:, None]
-        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]], self.target[index]
+    def _split(self, part: Part, size: int, option: str) -> tuple[Part, Part]:
+        """Split ``size`` images off, stratified and the same for every seed: (the others, those)."""
+        (images, target), fewest = part, self.num_classes
+        most = len(target) - fewest
+        if not fewest <= size <= most:
+            raise NdkdError(f"{option}: wanted {fewest} to {most} images (there are {len(target)}), got {size}")
+        others, chosen = train_test_split(np.arange(len(target)), test_size=size, stratify=target, random_state=0)
+        others, chosen = np.sort(others), np.sort(chosen)
+        return (images[others], target[others]), (images[chosen], target[chosen])

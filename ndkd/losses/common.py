@@ -95,3 +95,9 @@ def target_means(class_means: Tensor, target: Tensor) -> Tensor:
         return class_means[target.long()]
     with in_float32(target.device):
         return target.float() @ class_means
+
+
+def check_against_means(student_embedding: Tensor, class_means: Tensor, target: Tensor) -> None:
+    check_same_shape(student_embedding=student_embedding)
+    check_class_means(class_means, student_embedding.shape[1])
+    check_target(target, len(student_embedding), len(class_means))

@@ -7,7 +7,7 @@ from ndkd.losses.common import check_positive, check_same_shape, check_weights
 
 
 def dist_loss(
-    student_logits: Tensor, teacher_logits: Tensor, beta: float = 2.0, gamma: float = 2.0, tau: float = 4.0
+    student_logits: Tensor, teacher_logits: Tensor, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0
 ) -> Tensor:
     r"""Match correlations instead of probabilities: between classes in a sample, and between samples in a class.
 
@@ -22,17 +22,17 @@ def dist_loss(
         teacher_logits: (N, C).
         beta: weight of the correlation within samples.
         gamma: weight of the correlation within classes.
-        tau: temperature.
+        temperature: :math:`\tau`.
 
     Raises:
         ValueError: shapes or types that do not fit.
     """
     check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    student = (student_logits.float() / tau).softmax(dim=1)
-    teacher = (teacher_logits.float() / tau).softmax(dim=1)
+    student = (student_logits.float() / temperature).softmax(dim=1)
+    teacher = (teacher_logits.float() / temperature).softmax(dim=1)
     within_samples = 1 - _correlation(student, teacher, dim=1).mean()
     within_classes = 1 - _correlation(student, teacher, dim=0).mean()
-    return (beta * within_samples + gamma * within_classes) * tau**2
+    return (beta * within_samples + gamma * within_classes) * temperature**2
 
 
 def _correlation(student: Tensor, teacher: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
@@ -50,11 +50,11 @@ class DISTLoss(nn.Module):
 
     inputs = ("student.logits", "teacher.logits")
 
-    def __init__(self, beta: float = 2.0, gamma: float = 2.0, tau: float = 4.0):
+    def __init__(self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0):
         super().__init__()
-        check_positive(tau=tau)
+        check_positive(temperature=temperature)
         check_weights(beta=beta, gamma=gamma)
-        self.beta, self.gamma, self.tau = beta, gamma, tau
+        self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.tau)
+        return dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.temperature)

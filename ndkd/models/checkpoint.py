@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ndkd.errors import NdkdError, some
+from ndkd.models.run_checkpoint import TAKE_ANOTHER
 
 WRAPPERS = ("state_dict", "model")
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
@@ -25,13 +26,6 @@ VALUES = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
 ]
-SEQUENCE = (list, tuple, type(None))
-# what a checkpoint of a run holds, at its top, in its hyper-parameters and of its student
-TYPES = {"state_dict": dict, "hyper_parameters": dict, "epoch": int, "pytorch-lightning_version": str}
-KNOWN_TYPES = {"num_classes": int, "class_names": SEQUENCE}
-STUDENT_TYPES = {"name": (str, type(None)), "kwargs": (dict, type(None)), "pretrained": (bool, type(None))}
-STUDENT_TYPES |= {"checkpoint": (str, type(None)), **dict.fromkeys(("classifier", "taps", "mean", "std"), SEQUENCE)}
-TAKE_ANOTHER = "take another checkpoint of the run"
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
 
 
@@ -68,37 +62,6 @@ def _wrong_record(path: Path) -> str | None:
         return None
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
-
-
-def check_run_checkpoint(content: dict[str, Any], path: str | Path) -> None:
-    """Raise ``NdkdError`` if what a run's checkpoint needs is missing or of another type."""
-    student = hyper_parameter(content, "student") or {}
-    for holder, types in ((content, TYPES), (content.get("hyper_parameters"), KNOWN_TYPES), (student, STUDENT_TYPES)):
-        for name, wanted in types.items():
-            value = holder.get(name) if isinstance(holder, dict) else holder
-            if not isinstance(value, wanted):
-                what = "is missing" if value is None else f"is a {type(value).__name__}"
-                raise NdkdError(f"checkpoint {path} is damaged or none of ndkd fit's: {name} {what}; {TAKE_ANOTHER}")
-    lists = [student.get(name) or [] for name in ("classifier", "taps")] + [
-        hyper_parameter(content, "class_names") or []
-    ]
-    numbers = [student.get(name) or [] for name in ("mean", "std")]
-    right = all(isinstance(text, str) for texts in lists for text in texts)
-    right &= all(isinstance(number, float | int) for row in numbers for number in row)
-    right &= student.keys() <= STUDENT_TYPES.keys() | {"compile"} and len(numbers[0]) == len(numbers[1])
-    weights = content["state_dict"].items()
-    if not right or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights):
-        raise NdkdError(
-            f"checkpoint {path} is damaged or none of ndkd fit's: an entry has the wrong type; {TAKE_ANOTHER}"
-        )
-
-
-def hyper_parameter(content: dict[str, Any], *keys: str) -> Any:
-    """What a checkpoint of ours holds under these keys; None for those of others, who keep other things there."""
-    found: Any = content
-    for key in ("hyper_parameters", *keys):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
 
 
 def model_weights(content: dict[str, Any], wanted: Collection[str] = ()) -> dict[str, Tensor]:

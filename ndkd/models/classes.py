@@ -3,22 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torchvision
 from torch import nn
 
 from ndkd.errors import NdkdError, some
-from ndkd.models.checkpoint import hyper_parameter
 
 Names = Sequence[str] | None  # of classes, where they are known
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
-
-
-def stored_class_names(content: dict[str, Any]) -> list[str] | None:
-    """The class names inside a checkpoint's content; not all checkpoints name theirs."""
-    names = hyper_parameter(content, "class_names")
-    return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
 def published_class_names(num_classes: int, wanted: Sequence[str]) -> list[str] | None:

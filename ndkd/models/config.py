@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ndkd.errors import NdkdError
-from ndkd.models.checkpoint import hyper_parameter, load_weights, model_weights, read_checkpoint
-from ndkd.models.classes import Names, fit_classes, new_classes, published_class_names, stored_class_names
-from ndkd.models.factory import build_model, default_statistics
+from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.models.classes import Names, fit_classes, new_classes, published_class_names
+from ndkd.models.factory import build_model
 from ndkd.models.features import FeatureExtractor
+from ndkd.models.hubs import default_statistics
+from ndkd.models.run_checkpoint import Known
 
 Channels = Sequence[float] | None  # a number per channel
 
@@ -82,9 +84,10 @@ class ModelConfig:
         content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
         from_hub = self.pretrained and not self.checkpoint
         model = build_model(self.name, None if from_hub else num_classes, from_hub, **self.kwargs)
-        stored = tuple(hyper_parameter(content, "student", name) for name in ("mean", "std"))
-        known = [(self.mean, self.std), stored, default_statistics(self.name, model)]
-        mean, std = next((pair for pair in known if pair and any(pair)), (mean, std))
+        known = Known.of(content)
+        stored = known.student.get("mean"), known.student.get("std")
+        candidates = [(self.mean, self.std), stored, default_statistics(self.name, model)]
+        mean, std = next((pair for pair in candidates if pair and any(pair)), (mean, std))
         extractor = FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
         layers = extractor.classifier_layers
         source = f"checkpoint {self.checkpoint}" if self.checkpoint else f"pretrained {self.name}"
@@ -95,7 +98,7 @@ class ModelConfig:
                 new_classes(layers, len(rows))
             load_weights(model, weights, source)
         if self.checkpoint or from_hub:
-            names = stored_class_names(content)
+            names: Names = known.class_names
             if names is None and class_names is not None:
                 names = published_class_names(layers[0].out_features, class_names)
                 if self.checkpoint and names is not None and not set(class_names) <= set(names):

@@ -10,7 +10,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
-from ndkd.models.factory import build_model
+from ndkd.models.hubs import from_torchvision
 
 MOBILENET_V2 = {"3": 24, "6": 32, "13": 96, "17": 320}  # the last block of each resolution, and its width
 
@@ -37,12 +37,13 @@ def build_detector(
             f"unknown model 'detector/{backbone}'; wanted a ResNet such as detector/resnet18, or mobilenet_v2"
         )
     norm = SteadyBatchNorm2d if pretrained else nn.BatchNorm2d
-    network = build_model(f"torchvision/{backbone}", 1000, pretrained and checkpoint is None, norm_layer=norm)
+    network = from_torchvision(backbone, 1000, pretrained and checkpoint is None, norm_layer=norm)
     if backbone == "mobilenet_v2":
         network.classifier, body, widths = nn.Identity(), network.features[:18], MOBILENET_V2
         first_stage = []  # published MobileNetV2 detectors train all of it
     else:
-        widths = {f"layer{k + 1}": network.fc.in_features >> 3 - k for k in range(4)}
+        deepest = network.fc.in_features  # each stage is twice as wide as the one before
+        widths = {"layer1": deepest // 8, "layer2": deepest // 4, "layer3": deepest // 2, "layer4": deepest}
         network.fc, body = nn.Identity(), network
         first_stage = [network.conv1, network.layer1]
     if checkpoint is not None:

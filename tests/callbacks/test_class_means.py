@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_data import TinyData
 from torch.utils.data import DataLoader, TensorDataset
 
 from ndkd.callbacks import ClassMeans, FeatureStatistics, checkpoint_callbacks
 from ndkd.callbacks.class_means_file import StoredMeans, read_class_means
-from ndkd.distillation import DistillationModule
+from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.models import ModelConfig, build_model
 from ndkd.runs import Run
+from tests.tiny_data import TinyData
 
 
 def start(fit, module, callback=None, **options):

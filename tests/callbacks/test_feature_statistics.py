@@ -229,7 +229,7 @@ def test_a_run_goes_on_without_the_file(fit, make_module, terms, tmp_path, capsy
 
 
 def test_the_teacher_embeds_the_evaluation_set_once(fitted, terms, tiny_data, monkeypatch):
-    from ndkd.distillation import DistillationModule
+    from ndkd.distillation.module import DistillationModule
 
     seen, original = [], DistillationModule.teacher_embeddings
     monkeypatch.setattr(

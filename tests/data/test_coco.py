@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ndkd.data import CocoDataModule
-from ndkd.data.order import GroupedOrder, ShardedOrder
+from ndkd.data.samplers import GroupedOrder, ShardedOrder
 from ndkd.errors import NdkdError
 
 SIZES = {12: (40, 30), 5: (30, 40), 900: (64, 48), 7: (33, 70), 8: (24, 24)}

@@ -13,7 +13,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from ndkd.data import ImageFolderDataModule, ImageNetDataModule
-from ndkd.data.folders import find_images
+from ndkd.data.image_files import find_images
 from ndkd.errors import NdkdError
 
 SIZES = [(40, 30), (30, 40), (64, 48), (33, 70), (24, 24)]

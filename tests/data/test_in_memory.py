@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from ndkd.data.in_memory import CutOnCPU, CutOnDevice, InMemoryLoader
-from ndkd.data.order import ShardedOrder
+from ndkd.data.in_memory_loader import CutOnCPU, CutOnDevice, InMemoryLoader
+from ndkd.data.samplers import ShardedOrder
 from ndkd.errors import NdkdError
 
 RANDOM = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_fingerprint_changes_with_images_targets_and_augmentation():
 @pytest.mark.parametrize("options", [{}, {"pad": 2}, {"flip": True}, {"pad": 2, "flip": True, "shuffle": True}])
 def test_cutting_where_the_images_live_gives_the_same_pixels(monkeypatch, options):
     wanted = epoch(loader(**options))
-    monkeypatch.setattr("ndkd.data.in_memory.CutOnCPU", partial(CutOnDevice, device=torch.device("cpu")))
+    monkeypatch.setattr("ndkd.data.in_memory_loader.CutOnCPU", partial(CutOnDevice, device=torch.device("cpu")))
     assert all(map(torch.equal, epoch(loader(**options)), wanted))
 
 

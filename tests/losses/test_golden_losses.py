@@ -20,7 +20,7 @@ LOSSES = {
     "dkd": (dkd_loss, (*LOGITS, "target"), {}),
     "dist": (dist_loss, LOGITS, {"beta": 1.0, "gamma": 1.0}),
 }
-OPTIONS = {"T": "temperature", "a": "alpha", "b": "beta", "tau": "tau"}
+OPTIONS = {"T": "temperature", "a": "alpha", "b": "beta", "tau": "temperature"}
 
 
 def maps(case, model):

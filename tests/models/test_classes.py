@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from ndkd.models import ModelConfig, build_model
-from ndkd.models.classes import fit_classes, new_classes, published_class_names, stored_class_names
+from ndkd.models.classes import fit_classes, new_classes, published_class_names
 
 TEACHER = "Train a teacher on this data, or give its classes the teacher's names"
 
@@ -102,23 +102,6 @@ def test_new_classes_are_drawn_anew():
 
 
 # ---- names ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "names"),
-    [
-        ({}, None),
-        ({"hyper_parameters": None}, None),
-        ({"hyper_parameters": "text"}, None),
-        ({"hyper_parameters": {}}, None),
-        ({"hyper_parameters": {"class_names": None}}, None),
-        ({"hyper_parameters": {"class_names": "a"}}, None),
-        ({"hyper_parameters": {"class_names": ["a", 7]}}, ["a", "7"]),
-        ({"hyper_parameters": {"class_names": ("a",)}}, ["a"]),
-    ],
-)
-def test_names_in_a_checkpoint(content, names):
-    assert stored_class_names(content) == names
 
 
 def test_names_of_imagenet():

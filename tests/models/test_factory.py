@@ -12,7 +12,7 @@ from torchvision.models import WeightsEnum
 
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.cifar import MODELS
-from ndkd.models.factory import default_statistics
+from ndkd.models.hubs import default_statistics
 
 NAMES = " A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
 

@@ -4,13 +4,13 @@ import re
 
 import pytest
 import torch
-from command import REPOSITORY
 from torch import nn
 from torch.nn import functional as F
 
 from ndkd.losses import ReviewKDLoss
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.output import ModelOutput
+from tests.command import REPOSITORY
 
 SWIN = {"img_size": 64}
 VIT = {"img_size": 32, "depth": 6}  # README's tap is in the sixth block

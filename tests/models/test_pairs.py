@@ -3,11 +3,11 @@
 import pytest
 import torch
 import yaml
-from command import REPOSITORY
 
 from ndkd.losses import ReviewKDLoss
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.teacher import freeze
+from tests.command import REPOSITORY
 
 # Channels of the tapped maps. The last map is the embedding: its channels are the projector's widths.
 PAIRS = {

@@ -1,0 +1,139 @@
+"""KD++ on images of CIFAR's size: all of ``ndkd fit``'s loop against a plain PyTorch script, as published code is.
+
+One epoch of training and an evaluation, each in a process of its own. Ours is timed from the start of training to its
+end, with checkpoints and everything else that a run writes; neither side's time has start-up, the class means, the
+teacher's compilation or ndkd's final test in it. What follows ``--`` goes to ``ndkd fit``.
+
+    python benchmarks/cifar.py
+    python benchmarks/cifar.py --pairs r56_r20 -- --model.init_args.teacher.compile default
+"""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from loader import AUGMENTATION
+from losses import loop_over_samples
+from synthetic_cifar import BATCH_SIZE, PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, write_config, write_images
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from ndkd.cli import main as ndkd
+from ndkd.data import CIFAR10DataModule
+from ndkd.models import FeatureExtractor, build_model
+from ndkd.models.projector import Projector
+
+TRAIN_SIZE = {"r56_r20": 2560, "wrn_40_2_wrn_40_1": 1920, "r32x4_r8x4": 1280}
+WANTED = {"r56_r20": 1.5, "wrn_40_2_wrn_40_1": 1.4, "r32x4_r8x4": 1.2}
+TEST_SIZE = BATCH_SIZE  # one whole batch: ndkd runs the teacher on these once a run, and a part would compile it anew
+
+
+class FitTimer(L.Callback):
+    """Seconds from the start of training to its end."""
+
+    seconds = 0.0
+
+    def on_train_start(self, trainer, pl_module):
+        self.started = time.perf_counter()
+
+    def on_fit_end(self, trainer, pl_module):
+        FitTimer.seconds = time.perf_counter() - self.started
+
+
+def ours(config: Path, options: list[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as errors:
+        options = ["--run_dir", folder, f"--trainer.callbacks+={__name__}.FitTimer", *options]
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = ndkd(["fit", "--config", str(config), *options])
+    assert status == 0, errors.getvalue()
+    return FitTimer.seconds
+
+
+def plain_loop(root: Path, pair: str, class_means: dict[str, list[float]]) -> float:
+    teacher, student = (FeatureExtractor(build_model(name, 10)) for name in PAIRS[pair])
+    teacher.model.load_state_dict(torch.load(root / f"{pair}.pth"))
+    teacher.eval()
+    same_width = student.embedding_dim == teacher.embedding_dim
+    projector = nn.Identity() if same_width else Projector(student.embedding_dim, teacher.embedding_dim)
+    optimizer = torch.optim.SGD([*student.parameters(), *projector.parameters()], **SGD)
+    normalize = transforms.Normalize(CIFAR10DataModule.mean, CIFAR10DataModule.std)
+    train = SyntheticCIFAR10(root, True, transforms.Compose([*AUGMENTATION, normalize]))
+    test = SyntheticCIFAR10(root, False, transforms.Compose([transforms.ToTensor(), normalize]))
+    log = []
+
+    student.train()
+    warm_up = torch.rand(BATCH_SIZE, 3, 32, 32)
+    with torch.no_grad():
+        teacher(warm_up)
+    student(warm_up).logits.sum().backward()
+
+    started = time.perf_counter()
+    for images, target in DataLoader(train, BATCH_SIZE, shuffle=True):
+        s = student(images)
+        with torch.no_grad():
+            t = teacher(images)
+        ce = F.cross_entropy(s.logits, target)
+        soft_s, soft_t = F.log_softmax(s.logits / TEMPERATURE, dim=1), F.softmax(t.logits / TEMPERATURE, dim=1)
+        kd = F.kl_div(soft_s, soft_t, reduction="batchmean") * TEMPERATURE**2
+        nd = loop_over_samples(projector(s.embedding), t.embedding, class_means, target)
+        loss = ce + kd + nd
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        log.append([loss.item(), ce.item(), kd.item(), nd.item(), (s.logits.argmax(1) == target).float().mean().item()])
+    student.eval()
+    with torch.no_grad():
+        for images, target in DataLoader(test, BATCH_SIZE):
+            logits = student(images).logits
+            log.append([F.cross_entropy(logits, target).item(), (logits.argmax(1) == target).float().mean().item()])
+    return time.perf_counter() - started
+
+
+def alone(function: Callable[..., float], *arguments) -> float:
+    """Call it in a process of its own: ndkd's allocator settings would speed the other up too."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def compare(pair: str, repeats: int, options: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root, size = Path(folder), TRAIN_SIZE[pair]
+        write_images(root, size, TEST_SIZE)
+        config = write_config(root, pair)
+        width = FeatureExtractor(build_model(PAIRS[pair][0], 10)).embedding_dim
+        class_means = {str(k): row for k, row in enumerate(torch.rand(10, width).tolist())}  # the loop's speed is equal
+        seconds = [(alone(plain_loop, root, pair, class_means), alone(ours, config, options)) for _ in range(repeats)]
+    ratios = [a / b for a, b in seconds]
+    slow, fast = (size / statistics.median(times) for times in zip(*seconds, strict=True))
+    print(
+        f"{pair}, batch {BATCH_SIZE}: ndkd fit {fast:.0f} images/s, plain loop {slow:.0f} images/s, "
+        f"ratio {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f} "
+        f"(wanted at least {WANTED[pair]})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [--repeats N] [-- OPTION_OF_NDKD_FIT …]")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("options", nargs="*")
+    arguments = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    for pair in arguments.pairs:
+        compare(pair, arguments.repeats, arguments.options)
+
+
+if __name__ == "__main__":
+    main()

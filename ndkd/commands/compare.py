@@ -1,0 +1,166 @@
+"""``ndkd compare``: every configuration with every seed, and one table of what came out."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ndkd.commands.compare_figures import pictures
+from ndkd.commands.compare_jobs import Fit, run_fits
+from ndkd.commands.compare_plan import plan, read_sweep, teacher_fit, teacher_of
+from ndkd.commands.compare_tables import as_table, write_tables
+from ndkd.commands.table import read_results
+from ndkd.commands.teacher_means import write_teacher_means
+from ndkd.configuration.checks import check_option
+from ndkd.errors import NdkdError, some
+from ndkd.files import check_folder, write_atomically
+from ndkd.lock import locked
+from ndkd.runs import MEASURED
+from ndkd.stopping import stop
+
+
+def compare(
+    configs: list[str],
+    out: Path,
+    teacher: str | None = None,
+    seeds: Sequence[int] = (0,),
+    control: str | None = None,
+    sweep: Sequence[str] = (),
+    jobs: int = 1,
+    print_commands: bool = False,
+    fit_options: Sequence[str] = (),
+) -> int:
+    """Train what is not trained yet, and write ``results.csv``, ``results.md`` and the pictures.
+
+    A finished run is not repeated, one that was cut short goes on. Every run is an ordinary ``ndkd fit`` in a process
+    of its own; where there are several GPUs and ``jobs``, each has one of them. A run without a teacher is given the
+    class means of the others' teacher, to measure its angles.
+
+    Args:
+        configs: configurations, the first is what the others are compared with; ``A.yaml,B.yaml`` is A with B over it.
+        out: folder for the runs, ``NAME-seedN``, their logs and the results.
+        teacher: configuration of the teacher, trained first into its own run folder unless it is there.
+        seeds: each configuration is trained with each of them.
+        control: name of a loss term; each configuration that has it is also trained with its weight at 0.
+        sweep: name of a loss term and weights; each configuration that has it is trained with each of them.
+        jobs: number of runs at once.
+        print_commands: print the commands of all runs that are left to do, and do nothing.
+        fit_options: further options of every run but the teacher's.
+
+    Returns:
+        The exit status: 1 if a run failed.
+
+    Raises:
+        NdkdError: a mistake that can be seen before the first run begins, or a teacher that fails.
+    """
+    command = shlex.join(["ndkd", *sys.argv[1:]])
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise NdkdError(f"seeds: wanted different numbers from 0 on, got {' '.join(map(str, seeds))}")
+    if jobs < 1:
+        raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
+    check_folder(out, "--out DIR")
+    for option in fit_options:
+        check_option(option)
+    first = teacher_fit(teacher) if teacher else None
+    fits = plan(configs, seeds, out, control, read_sweep(sweep) if sweep else None, fit_options, first)
+    _check_results(out, fits[0])
+    # a checkpoint without a status was put there by hand
+    there = first and first.run.is_used and first.run.status().get("state", "finished") == "finished"
+    before, left = [first] if first and not there else [], [fit for fit in fits if not fit.is_finished]
+    if print_commands:
+        give_class_means(left, fits, first, out, write=False)
+        for fit in before + left:
+            print(shlex.join(["ndkd", *fit.command]))
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    stop.advice = lambda: "the same command goes on"
+    with locked(out, "out", "choose another --out DIR"):
+        run_fits(before, 1, out)
+        if first and first.error:
+            raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
+        give_class_means(left, fits, first, out)
+        try:
+            run_fits(left, jobs, out)
+        finally:
+            _write_results(fits, out, command)
+    failed = [fit.run.path.name for fit in fits if fit.error]
+    if failed:
+        print(f"ndkd: {len(failed)} of {len(fits)} runs failed: {some(failed)}; see {out}/NAME.log", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _write_results(fits: list[Fit], out: Path, command: str) -> None:
+    for fit in fits:
+        kept = {name: value for name, value in fit.config.items() if name not in ("run_dir", "seed_everything")}
+        text = yaml.safe_dump(kept, sort_keys=False)
+        write_atomically(
+            out / "configs" / f"{fit.row['config']}.yaml", lambda file, text=text: file.write(text.encode())
+        )
+    rows = [fit.result() for fit in fits]
+    unmeasured = [row["folder"] for row in rows if row["state"] == "finished" and not row.keys() >= MEASURED.keys()]
+    note = (
+        f"Not in features.png, having no class means or none of their width: {some(unmeasured)}." if unmeasured else ""
+    )
+    table = write_tables(rows, out, command, note)
+    for name, figure in pictures(as_table(rows)):
+        write_atomically(out / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=150, format="png"))
+    print(f"{table}\n{note}" if note else table, f"\nresults: {out}/results.md, .csv, .png")
+
+
+def _check_results(out: Path, fit: Fit) -> None:
+    """Raise ``NdkdError`` if the folder has a table of another protocol, which would be lost."""
+    file = out / "results.csv"
+    found = read_results(file)["protocol"].dropna() if file.is_file() else []
+    if other := [protocol for protocol in found if protocol != fit.protocol]:
+        raise NdkdError(
+            f"{file} has results of {other[0]}, this command's are of {fit.protocol}: choose another --out DIR"
+        )
+
+
+def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: Path, write: bool = True) -> None:
+    """Let runs without a teacher measure their angles to the class means of the teacher that the others have.
+
+    Args:
+        left: the runs that are left to do.
+        fits: all runs.
+        first: the teacher that is trained first.
+        out: where the means are kept, ``class_means/NAME.safetensors``.
+        write: write files that are not there.
+    """
+    given = [fit.config["model"]["init_args"].get("teacher") for fit in fits]
+    entries = {_identity(entry): entry for entry in given if entry}
+    if first and not entries:
+        made = {**first.config["model"]["init_args"]["student"], "checkpoint": str(first.run.checkpoint("last"))}
+        entries = {"": made}
+    wanting = [fit for fit in left if not teacher_of(fit.config) and _can_be_measured(fit.config)]
+    if len(entries) != 1 or not wanting:  # of two teachers none is the one
+        return
+    ready: dict[str, Path | None] = {}
+    for fit in wanting:
+        name = fit.row["config"]
+        if name not in ready:
+            ready[name] = out / "class_means" / f"{name}.safetensors"
+            try:
+                if write:
+                    write_teacher_means(ready[name], *entries.values(), fit.config["data"])
+            except NdkdError as error:
+                print(f"no angles of {name}: {error}")
+                ready[name] = None
+        if ready[name] and ready[name].is_file():
+            fit.options += ["--class_means.file", str(ready[name])]
+
+
+def _identity(teacher: dict[str, Any]) -> str:
+    """What makes one teacher another."""
+    return json.dumps(
+        {name: teacher.get(name) for name in ("name", "checkpoint", "pretrained", "mean", "std", "kwargs")}
+    )
+
+
+def _can_be_measured(config: dict[str, Any]) -> bool:
+    """A classifier, which nobody has given a file of means."""
+    return config["model"]["class_path"].endswith(".DistillationModule") and not config["class_means"]["file"]

@@ -1,0 +1,220 @@
+"""Which runs a comparison has, and what is wrong with them that can be told before the first begins."""
+
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from pydoc import locate
+from typing import Any, NamedTuple
+
+import yaml
+
+from ndkd.commands.compare_jobs import Fit
+from ndkd.commands.training import resolved_config
+from ndkd.configuration.arguments import default_run_dir
+from ndkd.configuration.checks import check_config
+from ndkd.configuration.entries import differences, entry
+from ndkd.configuration.overlays import spells_all
+from ndkd.distillation.objective import asks_for_teacher
+from ndkd.errors import NdkdError, one_of, some
+from ndkd.runs import Run
+
+PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger")  # where a run is kept, not what it is
+OPEN = ("losses", "student.kwargs", "teacher.kwargs")  # entries of a model whose own entries are anyone's
+
+
+class Sweep(NamedTuple):
+    """A loss term and the weights that it is to have."""
+
+    term: str
+    weights: list[float]
+
+
+class Variant(NamedTuple):
+    """A configuration with other weights of its terms.
+
+    Args:
+        name: of its row.
+        weights: of terms, where they are not the configuration's own.
+        control: the name of the row that it is compared with.
+        swept: the weight that the sweep gives it.
+    """
+
+    name: str
+    weights: dict[str, float]
+    control: str | None = None
+    swept: float | None = None
+
+
+def read_sweep(given: Sequence[str]) -> Sweep:
+    """The term and the weights that ``--sweep`` names.
+
+    Raises:
+        NdkdError: no weights, or not different finite numbers from 0 on.
+    """
+    term, *words = given
+    weights = []
+    for word in words:
+        try:
+            weights.append(float(word))
+        except ValueError as error:
+            hint = "put configurations before --sweep or after another option"
+            raise NdkdError(f"sweep: wanted weights of {term}, got {word}; {hint}") from error
+    if not weights or len({*map(_number, weights)}) < len(weights) or not all(0 <= w < inf for w in weights):
+        raise NdkdError(f"sweep: wanted different weights of {term} from 0 on, got {' '.join(words) or 'none'}")
+    return Sweep(term, weights)
+
+
+def _number(weight: float) -> str:
+    return f"{weight:.12g}"
+
+
+def plan(
+    configs: list[str],
+    seeds: Sequence[int],
+    out: Path,
+    control: str | None,
+    sweep: Sweep | None,
+    extra: Sequence[str],
+    teacher: Fit | None,
+) -> list[Fit]:
+    """All runs, and what is wrong with them that can be told before the first begins."""
+    names = {config: _name(config) for config in configs}
+    for name in names.values():
+        if len(twice := [config for config in configs if names[config] == name]) > 1:
+            raise NdkdError(f"{some(twice)} have one name, {name}: give each file a name of its own")
+    rows, terms = [], []
+    for config, name in names.items():
+        options = [*_files(config), *extra]
+        resolved = _resolved(name, [*options, "--run_dir", str(out)])
+        _check_teacher(name, resolved, teacher)
+        weights = {term: given["weight"] for term, given in (resolved["model"]["init_args"]["losses"] or {}).items()}
+        terms += weights
+        for variant in variants(name, weights, control, sweep):
+            changed = [part for item in variant.weights.items() for part in _weight_option(*item)]
+            given = [*options, *changed]
+            found = _resolved(variant.name, [*given, "--run_dir", str(out)]) if changed else resolved
+            rows.append((variant, given, found))
+    for option, term in {"control": control, "sweep": sweep and sweep.term}.items():
+        if term and term not in terms:
+            raise NdkdError(f"{option}: no configuration has a loss term {term}; {one_of(term, sorted(set(terms)))}")
+    fits = []
+    for seed in seeds:  # outside, so that a table broken off still compares
+        for variant, options, resolved in rows:
+            run = Run(out / f"{variant.name}-seed{seed}")
+            options = [*options, "--seed_everything", str(seed), "--run_dir", str(run.path)]
+            row = {"config": variant.name, "seed": seed, "control": variant.control}
+            row |= {"term": sweep.term, "weight": variant.swept} if variant.swept is not None else {}
+            fits.append(Fit(run, options, {**resolved, "seed_everything": seed}, row))
+            _check_unchanged(fits[-1])
+            _check_protocol(fits[-1], fits[0])
+    return fits
+
+
+def variants(name: str, weights: dict[str, float], control: str | None, sweep: Sweep | None) -> list[Variant]:
+    """The rows that one configuration becomes, each control before the first that is compared with it.
+
+    >>> [variant.name for variant in variants("kd++", {"nd": 1.0}, None, Sweep("nd", [0.0, 0.5]))]
+    ['kd++-nd0', 'kd++-nd0.5']
+    """
+    term, values = sweep if sweep and sweep.term in weights else (None, [None])
+    if term is not None and term == control and 0 not in values:
+        values = [0.0, *values]
+    found = []
+    for value in values:
+        tail, changed = ("", {}) if value is None else (f"-{term}{_number(value)}", {term: value})
+        without = f"{name}-{term}0" if value and 0 in values else None  # a swept weight of 0 is the control
+        if control != term and weights.get(control):
+            without = f"{name}-{control}0{tail}"
+            found.append(Variant(without, {control: 0.0, **changed}, None, value))
+        found.append(Variant(name + tail, changed, without, value))
+    return found
+
+
+def _weight_option(term: str, weight: float) -> list[str]:
+    return [f"--model.init_args.losses.{term}.weight", _number(weight)]
+
+
+def _name(config: str) -> str:
+    """What a configuration's row is called: after its files, from the last on that spells a set of loss terms."""
+    options = _files(config)
+    files = options[1::2]
+    spelling = [k for k, file in enumerate(files) if _spells_a_set(file)]
+    return default_run_dir(["fit", *options[2 * max(spelling, default=0) :]], seed=0).name
+
+
+def _spells_a_set(file: str) -> bool:
+    try:
+        found = yaml.safe_load(Path(file).read_text())
+    except yaml.YAMLError:  # the parser has a better word for it
+        return False
+    terms = entry(found, "model.init_args.losses")
+    return isinstance(terms, dict) and bool(terms) and spells_all(terms)
+
+
+def teacher_fit(config: str) -> Fit:
+    """The teacher's own run."""
+    options = _files(config)
+    return Fit(Run(default_run_dir(["fit", *options], seed=0)), options, _resolved("teacher", options))
+
+
+def _files(config: str) -> list[str]:
+    """A configuration's options: of each of its files."""
+    for file in config.split(","):
+        check_config(Path(file))
+    return [option for file in config.split(",") for option in ("--config", file)]
+
+
+def _resolved(name: str, options: list[str]) -> dict[str, Any]:
+    """The configuration that ``ndkd fit`` makes of these options."""
+    try:
+        return resolved_config(options)
+    except NdkdError as error:
+        raise NdkdError(f"configuration {name}: {error}") from error
+
+
+def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> None:
+    wanted = entry(config, "model.init_args.teacher.checkpoint")
+    made = [teacher.run.checkpoint(kind) for kind in ("last", "best")] if teacher else []
+    if wanted and not Path(wanted).is_file() and Path(wanted).resolve() not in [path.resolve() for path in made]:
+        trains = f"--teacher trains {made[0]}" if made else "give the teacher's configuration as --teacher CONFIG"
+        raise NdkdError(f"configuration {name}: its teacher {wanted} does not exist; {trains}")
+
+
+def _check_unchanged(fit: Fit) -> None:
+    """Raise ``NdkdError`` if the folder holds a run of another configuration."""
+    kept = fit.run.read_config() if fit.run.is_used else {}
+    now, before = ({**config, **_open_entries(config)} for config in (fit.config, kept))
+    # without a teacher of its own a run uses the means for its statistics alone
+    ignored = PLACES if teacher_of(fit.config) else (*PLACES, "class_means.file")
+    for name, (value, old) in differences(now, before).items():
+        if not name.startswith(ignored):
+            found = f"{str(old)[:100]}, not {str(value)[:100]}"
+            raise NdkdError(f"{fit.run.path} has {name} {found}: remove it or choose another --out DIR")
+
+
+def _open_entries(config: dict[str, Any]) -> dict[str, str]:
+    """The names under those entries that have no fixed ones; of the rest, what a newer ndkd adds has its default."""
+    found = {name: entry(config, name) for name in (f"model.init_args.{entry}" for entry in OPEN)}
+    return {
+        name: " ".join(sorted(map(str, names))) or "none" for name, names in found.items() if isinstance(names, dict)
+    }
+
+
+def _check_protocol(fit: Fit, first: Fit) -> None:
+    """Raise ``NdkdError`` if the results of two runs do not belong in one table."""
+    if fit.protocol != first.protocol or fit.config["model"]["class_path"] != first.config["model"]["class_path"]:
+        names = [each.row["config"] for each in (fit, first)]
+        raise NdkdError(
+            f"{names[0]} is {fit.protocol}, {names[1]} {first.protocol}: results of two protocols do not belong in one "
+            "table; compare them apart"
+        )
+
+
+def teacher_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """A configuration's entry of its teacher, None if no loss asks for one."""
+    terms = (config["model"]["init_args"].get("losses") or {}).values()
+    given = [
+        term["inputs"] or getattr(locate(term["loss"]["class_path"]), "inputs", ()) for term in terms if term["weight"]
+    ]
+    inputs = [name for names in given for name in names]
+    return config["model"]["init_args"].get("teacher") if asks_for_teacher(inputs) else None

@@ -1,0 +1,85 @@
+"""What the libraries that build and run a training raise for a mistake in its configuration, in one line."""
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+import ndkd.losses
+from ndkd.configuration.parser_errors import one_line
+from ndkd.data.from_config import DATA_MODULES
+from ndkd.errors import NdkdError
+from ndkd.stopping import Stopped, stop
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Make an ``NdkdError`` of what the parser, the trainer and the compiler raise, and ``Stopped`` of a signal.
+
+    Raises:
+        NdkdError: says which entry is wrong and why.
+        SystemExit: after the parser's help.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise NdkdError(one_line(str(error), known_classes())) from error
+    except MisconfigurationException as error:  # the trainer's own word on its options
+        raise NdkdError(f"trainer: {error}") from error
+    except ValueError as error:
+        raise _of_an_entry(error) or error from error.__cause__
+    except RuntimeError as error:
+        raise _of_a_model(error) or error from error.__cause__
+    except SystemExit as exit:  # Lightning's way out after Ctrl-C, and the parser's after its help
+        if isinstance(exit, SIGTERMException):
+            stop.number = signal.SIGTERM
+        if exit.code == 1 or stop.number:
+            raise Stopped from exit
+        raise
+
+
+def _of_an_entry(error: ValueError) -> NdkdError | None:
+    cause: BaseException = error  # the parser lists all that an entry might have been, once for each level
+    while isinstance(cause, ValueError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, NdkdError):
+        return cause
+    if isinstance(cause, ModuleNotFoundError):  # of a logger, for example
+        return NdkdError(str(cause))
+    if re.search("Parser key|Does not validate", str(error)):  # of an entry that is made after all are read
+        return NdkdError(one_line(str(error), known_classes()))
+    return None
+
+
+def _of_a_model(error: RuntimeError) -> NdkdError | None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    if "find_unused_parameters" in str(error):
+        return NdkdError(
+            "no loss reaches some of the student's parameters: add one on its logits, or set trainer.strategy: "
+            "ddp_find_unused_parameters_true"
+        )
+    if not isinstance(error, TorchDynamoException):
+        return None
+    why = str(getattr(error, "inner_exception", error)).splitlines()[0]
+    return NdkdError(f"a model cannot be compiled: {why}; leave out its compile")
+
+
+def known_classes() -> dict[str, list[str]]:
+    """Names to suggest, by the entry of a configuration that wants a class."""
+    return {
+        "loss": [*(name for name in vars(ndkd.losses) if name.endswith("Loss")), "CrossEntropyLoss"],
+        "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
+        "lr_scheduler": _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
+        "data": DATA_MODULES,
+        "model": ["DistillationModule", "DetectionDistillationModule"],
+    }
+
+
+def _subclasses(module: Any, base: type) -> list[str]:
+    return [name for name, kind in vars(module).items() if isinstance(kind, type) and base in kind.__mro__[1:]]

@@ -1,0 +1,36 @@
+"""The configuration of a run, where a command names one of its checkpoints and nothing else."""
+
+from pathlib import Path
+
+import yaml
+
+from ndkd.configuration.arguments import values_of, without_option
+from ndkd.errors import NdkdError
+from ndkd.runs import Run
+from ndkd.trust import Trust
+
+
+def with_stored_config(arguments: list[str]) -> list[str]:
+    """Where a checkpoint file is given and no configuration, take the one in its run folder, if it may be trusted."""
+    command, *options = arguments
+    trusted, checkpoint = values_of(("--trust",), options), values_of(("--ckpt_path",), options)
+    if command != "fit":
+        arguments = [command, *(options := without_option("--trust", options))]
+    if values_of(("--config", "-c"), options):
+        return arguments
+    if command == "fit" or not checkpoint:
+        if any(option.startswith(("--help", "--model", "--data", "--print_config")) for option in options):
+            return arguments
+        raise NdkdError(f"no configuration: give --config FILE; see ndkd {command} --help")
+    run = Run.of_checkpoint(checkpoint[-1])
+    if not Path(checkpoint[-1]).is_file():
+        raise NdkdError(f"checkpoint {checkpoint[-1]} does not exist; correct --ckpt_path")
+    if run is None:
+        raise NdkdError(f"checkpoint {checkpoint[-1]} does not lie in a run folder: give its --config FILE too")
+    config = run.read_config()
+    if isinstance(config.get("trainer"), dict):
+        config["trainer"]["logger"] = False  # what is measured afterwards is printed
+    Trust(trusted).check_config(config, str(run.config))
+    # itself, not its file, which might be another by the time it is parsed
+    text = yaml.safe_dump(config, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return [command, "--config", text, "--run_dir", str(run.path), *options]

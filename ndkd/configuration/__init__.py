@@ -1,0 +1,1 @@
+"""Configurations as text: found, checked, changed; no torch."""

@@ -1,0 +1,29 @@
+"""Entries of nested dictionaries."""
+
+from typing import Any
+
+
+def entry(config: Any, name: str) -> Any:
+    """An entry of nested dictionaries, None where they do not have it.
+
+    >>> entry({"model": {"init_args": None}}, "model.init_args.losses")
+    """
+    for key in name.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Entries of nested dictionaries that both have, with other values.
+
+    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 0, "c": 2}, "d": 3})
+    {'a.b': (1, 0)}
+    """
+    found = {}
+    for key in now.keys() & before.keys():
+        values = now[key], before[key]
+        if all(isinstance(value, dict) for value in values):
+            found |= differences(*values, prefix=f"{prefix}{key}.")
+        elif values[0] != values[1]:
+            found[f"{prefix}{key}"] = values
+    return dict(sorted(found.items()))

@@ -1,0 +1,44 @@
+"""The DataModule of a run, from its configuration."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+import ndkd.data  # so that a config can say DigitsDataModule
+from ndkd.configuration.parser_errors import one_line
+from ndkd.errors import NdkdError
+
+DATA_MODULES = [name for name in vars(ndkd.data) if name.endswith("DataModule")]
+
+
+def configured(config: dict[str, Any]) -> L.LightningDataModule:
+    """Make the DataModule that the ``data`` entry of a run's config.yaml names, ready to evaluate on.
+
+    Raises:
+        NdkdError: a class that is not there (any more), or options that it does not take.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+    try:
+        data = parser.instantiate(parser.parse_object({"data": config})).data
+    except ArgumentError as error:
+        raise NdkdError(one_line(str(error), {"data": DATA_MODULES})) from error
+    data.prepare_data()
+    data.setup("test" if has_test(data) else "validate")
+    return data
+
+
+def has_test(data: L.LightningDataModule) -> bool:
+    """Whether there are images to test on; not all data have them."""
+    return is_overridden("test_dataloader", data, L.LightningDataModule)
+
+
+def evaluation_batches(data: L.LightningDataModule) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test images or else the validation images, (B, c, h, w) in [0, 1], and their classes (B,)."""
+    for images, target in data.test_dataloader() if has_test(data) else data.val_dataloader():
+        yield images / (255 if images.dtype == torch.uint8 else 1), target

@@ -1,0 +1,80 @@
+"""Anyone's small images, a folder per class, kept in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ndkd.data.image_files import ImageFiles, find_images, opened
+from ndkd.data.in_memory import InMemoryDataModule, Part
+from ndkd.data.transforms import InRGB
+from ndkd.errors import NdkdError
+
+
+class InMemoryImageFolderDataModule(InMemoryDataModule):
+    """Small images in ``root/train/CLASS/*``, ``root/test/CLASS/*`` and, where it exists, ``root/val/CLASS/*``.
+
+    The classes are the folders' names in alphabetical order; files that are no images are passed over. Mean and
+    standard deviation are those of the training images.
+
+    Args:
+        root: the folder.
+        image_size: height and width to resize to; by default all images must be of one size already.
+        options: of :class:`InMemoryDataModule`.
+
+    Raises:
+        NdkdError: a missing split, classes that differ between splits, a class without images, a file that cannot be
+            read, images of several sizes.
+    """
+
+    def __init__(self, root: Path, image_size: int | None = None, **options):
+        super().__init__(**options)
+        if image_size is not None and image_size < 1:
+            raise NdkdError(f"image_size: wanted a number of pixels, got {image_size}")
+        self.root, self.image_size = Path(root), image_size
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        splits = [split for split in ("train", "val", "test") if split != "val" or (self.root / "val").is_dir()]
+        self.class_names, files = find_images(self.root, splits)
+        self.num_classes = len(self.class_names)
+        parts = {split: self._read(files[split]) for split in splits}
+        images = parts["train"][0]
+        self.image_shape = (images.shape[3], *images.shape[1:3])
+        self.mean, self.std = _statistics(images)
+        if not all(self.std):
+            raise NdkdError(f"{self.root / 'train'}: a colour is alike in all pixels; wanted images that differ")
+        self.keep(parts)
+
+    def _read(self, files: ImageFiles) -> Part:
+        size = self.image_size and (self.image_size, self.image_size)
+        first = size or _pixels(files.paths[0], None).shape[:2]
+        images = np.empty((len(files.paths), *first, 3), np.uint8)
+        with ThreadPoolExecutor() as pool:  # decoding runs beside Python
+            for number, image in enumerate(pool.map(lambda path: _pixels(path, size), files.paths)):
+                if image.shape[:2] != first:
+                    found, wanted = ("×".join(map(str, shape)) for shape in (image.shape[:2], first))
+                    path = files.paths[number].decode()
+                    raise NdkdError(f"image {path} is {found}, wanted {wanted} as the first; set image_size")
+                images[number] = image
+        return images, files.target
+
+
+def _pixels(path: bytes, size: tuple[int, int] | None) -> np.ndarray:
+    """An image as uint8 (h, w, 3)."""
+    with opened(path) as file:
+        image = InRGB(upright=True)(file)
+        image.load()
+    return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of pixels in [0, 1], a block of images at a time."""
+    sums = np.zeros((2, images.shape[3]))
+    for start in range(0, len(images), 1000):
+        block = images[start : start + 1000].reshape(-1, images.shape[3]) / 255
+        sums += block.sum(axis=0), np.square(block).sum(axis=0)
+    mean, square = sums / (images.size / images.shape[3])
+    return tuple(mean.round(4).tolist()), tuple(np.sqrt(square - mean**2).round(4).tolist())

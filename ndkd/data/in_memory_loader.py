@@ -1,0 +1,123 @@
+"""Small images kept in memory as uint8 and augmented a whole batch at a time, without worker processes."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndkd.data.samplers import ShardedOrder
+from ndkd.seeds import generator
+
+
+class InMemoryLoader:
+    """Iterates over (images, target) batches; images are float32 (B, c, h, w) in [0, 1], channels last in memory.
+
+    On a GPU the whole set lives there and batches are cut out there. The last batch may be smaller; in training a last
+    batch of one image is left out, BatchNorm cannot use it.
+
+    Args:
+        images: uint8 (N, h, w, c).
+        target: class indices (N,).
+        batch_size: per rank.
+        order: which of them this rank sees; with the epoch, its seed and rank decide the augmentation, whatever the
+            device.
+        pad: random crop after padding by this many black pixels on each side; 0 for none.
+        flip: random horizontal flip.
+        device: where the batches are wanted.
+    """
+
+    batch_sampler = None  # the trainer asks for it wherever there is a sampler
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        target: np.ndarray,
+        batch_size: int,
+        order: ShardedOrder,
+        pad: int = 0,
+        flip: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        self.images, self.target = images, target.astype(np.int64)
+        self.batch_size, self.pad, self.flip, self.device = batch_size, pad, flip, torch.device(device)
+        self.sampler = order  # the trainer sets its epoch
+        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
+        cut = CutOnCPU if self.device.type == "cpu" else partial(CutOnDevice, device=self.device)
+        self._cut = cut(padded, self.target, images.shape[1:3])
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self.sampler
+        random = generator(order.seed, order.epoch, order.rank)
+        for indices in self._batches():
+            y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
+            flipped = random.random(len(indices)) < 0.5 if self.flip else None
+            images, target = self._cut(indices, y, x, flipped)
+            yield images.permute(0, 3, 1, 2).float().div_(255), target
+
+    def fingerprint(self) -> str:
+        """Digest of the images, targets and augmentation, whatever the order and the rank."""
+        digest = hashlib.sha256(repr((self.images.shape, self.pad, self.flip)).encode())
+        if self.pad or self.flip:
+            digest.update(repr((self.sampler.seed, self.sampler.epoch, self.sampler.world_size)).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        digest.update(self.target)
+        return digest.hexdigest()
+
+    def _batches(self) -> list[np.ndarray]:
+        indices = self.sampler.indices()
+        batches = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+        if self.sampler.shuffle and batches and len(batches[-1]) == 1:
+            batches.pop()
+        return batches
+
+
+class CutOnCPU:
+    """Cut windows out of padded images with NumPy: a view of all windows makes it one copy per image.
+
+    Args:
+        padded: uint8 (N, H, W, c).
+        target: class indices (N,).
+        size: (h, w) of a window.
+    """
+
+    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int]):
+        self.target = torch.from_numpy(target)
+        windows = np.lib.stride_tricks.sliding_window_view(np.ascontiguousarray(padded), size, axis=(1, 2))
+        self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
+        self.mirror = np.arange(size[1] * padded.shape[3]).reshape(size[1], -1)[::-1].flatten()
+
+    def __call__(
+        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``, and their classes (B,)."""
+        images = self.windows[indices, y, x]
+        if flipped is not None:
+            rows = images.reshape(*images.shape[:2], -1)  # rows of bytes: pixel by pixel takes twice the time
+            rows[flipped] = rows[flipped].take(self.mirror, axis=2)
+        return torch.from_numpy(images), self.target[torch.from_numpy(indices)]
+
+
+class CutOnDevice:
+    """The same on a GPU, where the images live: a gather by rows and columns."""
+
+    def __init__(self, padded: np.ndarray, target: np.ndarray, size: tuple[int, int], device: torch.device):
+        self.padded, self.target = (torch.from_numpy(array).to(device) for array in (padded, target))
+        self.rows, self.columns = (torch.arange(n, device=device) for n in size)
+
+    def __call__(
+        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        mirrored = np.zeros_like(x) if flipped is None else flipped.astype(x.dtype)
+        # one transfer for everything that was drawn, without waiting for it; an index on the CPU would be waited for
+        drawn = torch.from_numpy(np.stack([indices, y, x, mirrored]))
+        drawn = drawn.pin_memory() if self.padded.is_cuda else drawn
+        index, y, x, mirrored = drawn.to(self.padded.device, non_blocking=True)
+        rows = y[:, None] + self.rows
+        columns = torch.where(mirrored[:, None] == 1, self.columns.flip(0), self.columns) + x[:, None]
+        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]], self.target[index]

@@ -1,0 +1,81 @@
+"""How a module's parts come together before the first step."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ndkd.distillation.objective import StepOutput
+from ndkd.errors import NdkdError
+from ndkd.models.config import ModelConfig
+from ndkd.models.features import FeatureExtractor
+from ndkd.models.teacher import fold_batchnorm, freeze
+
+
+def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:
+    """The module's teacher, frozen and, unless it was given as a ready model, with folded BatchNorm.
+
+    Args:
+        module: a :class:`ndkd.distillation.DistillationModule` that is being fitted.
+        used: the inputs of its loss terms.
+
+    Raises:
+        NdkdError: no teacher although losses want one, one without weights, or of other classes than the data's.
+    """
+    source = module.sources["teacher"]
+    if source is None:
+        wanted = ", ".join(sorted({*used} - {"student.logits", "target"}))
+        raise NdkdError(f"the losses want {wanted}, but there is no teacher: set teacher.name, teacher.checkpoint")
+    if isinstance(source, ModelConfig) and not (source.brings_weights or ":" in source.name):
+        raise NdkdError(f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true")
+    # a classifier of other classes will do where only its embedding is asked for
+    strict = any(name.startswith(("teacher.logits", "teacher.extra")) for name in used)
+    teacher = freeze(module.build_extractor(source, getattr(module.trainer, "datamodule", None), strict))
+    if isinstance(source, ModelConfig):  # a ready model is its owner's
+        fold_batchnorm(teacher.model)
+    return teacher
+
+
+def compile_model(model: nn.Module, mode: str, is_frozen: bool) -> None:
+    """Compile a model in place; after the dry forward, which would be compiled for its own batch size and device."""
+    from torch._inductor import list_mode_options
+
+    # weights that never change can be laid out for the kernels
+    model.compile(dynamic=False, options={**list_mode_options(mode), "freezing": is_frozen})
+
+
+def dry_forward(module: Any) -> StepOutput:
+    """Run an example batch through both models, in evaluation mode, to learn shapes and what is on offer.
+
+    Raises:
+        NdkdError: a model that does not accept such images.
+    """
+    batch = module.example_batch()
+    was_training = module.training
+    module.cpu().eval()
+    try:
+        with torch.no_grad():
+            return module.forward_pair(batch)
+    except (RuntimeError, AssertionError) as error:
+        if "view size" in str(error):
+            raise NdkdError("a model cannot work on channels-last images: set channels_last: false") from error
+        size = " × ".join(map(str, batch[0][0].shape))
+        raise NdkdError(f"a model does not accept images of {size}: {error}") from error
+    finally:
+        module.train(was_training)
+
+
+def image_shape(trainer: Any) -> Sequence[int]:
+    """(c, h, w) of the images to train on, told by the DataModule or seen in a batch.
+
+    Raises:
+        NdkdError: images of several sizes.
+    """
+    shape = getattr(trainer.datamodule, "image_shape", None)
+    if shape is None:
+        images = next(iter(trainer.fit_loop._data_source.dataloader()))[0]
+        if not isinstance(images, Tensor):
+            raise NdkdError("a classifier wants images of one size; detectors are a DetectionDistillationModule's")
+        shape = images.shape[1:]
+    return shape

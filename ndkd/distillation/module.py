@@ -1,0 +1,300 @@
+"""A student that learns from a frozen teacher, for Lightning's trainer."""
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ndkd.distillation.averages import EpochAverages
+from ndkd.distillation.building import build_teacher, compile_model, dry_forward, image_shape
+from ndkd.distillation.checkpoint import keep_what_is_built, portable, say_what_differs, without_teacher
+from ndkd.distillation.objective import LossTerm, Objective, StepOutput, asks_for_teacher, check_names
+from ndkd.distillation.optimization import Decay, optimizers, parameter_groups
+from ndkd.errors import NdkdError
+from ndkd.models.config import ModelConfig
+from ndkd.models.features import FeatureExtractor
+from ndkd.models.layers import draw_linear_layers
+from ndkd.models.projector import Projector
+from ndkd.models.run_checkpoint import Known
+from ndkd.seeds import run_seed, seed_torch
+
+
+class DistillationModule(L.LightningModule):
+    """Train a student on any sum of loss terms; no method has a class of its own.
+
+    Everything is built once, in :meth:`configure_model`: the student first and from the seed alone, so that every
+    method starts from the same student. The teacher exists in ``fit`` only, and only if a term needs it.
+
+    Args:
+        student: how to build the student, or a ready model.
+        losses: the loss terms by name.
+        teacher: how to build the teacher, or a ready model.
+        optimizer: makes the optimizer from the trainable parameters.
+        lr_scheduler: makes the learning rate scheduler from the optimizer.
+        lr_interval: whether the scheduler steps every epoch or every step; ``total_steps`` are filled in.
+        decay: what weight decay applies to: ``all`` parameters; ``matrices``, not biases and norms; or ``recommended``,
+            of the matrices those that the model itself does not exempt (timm's tokens and embeddings of positions).
+        projector_std: the projector's weights and bias start from N(0, projector_std).
+        linear_std: likewise the student's linear layers (of most CNNs the classifier alone), unless it brings weights.
+        channels_last: memory layout of images and convolutions; faster, but a model that calls ``view`` fails on it.
+        num_classes: number of classes, where the data does not tell.
+        class_names: their names, where the data does not tell.
+    """
+
+    headline = "acc1", "accuracy"  # the metric by which the best epoch is chosen, and its name in words
+    allows_empty_classes = False  # whether a class may have no sample to take a mean of
+    has_embeddings = True  # whether an evaluation gives one embedding per image
+
+    def __init__(
+        self,
+        student: ModelConfig | nn.Module,
+        losses: Mapping[str, LossTerm] | None = None,
+        teacher: ModelConfig | nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        decay: Decay = "all",
+        projector_std: float | None = None,
+        linear_std: float | None = None,
+        channels_last: bool = True,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+    ):
+        super().__init__()
+        for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
+            if std is not None and not 0 <= std < inf:
+                raise NdkdError(f"{name}: wanted a standard deviation, got {std}")
+        # in a dictionary, so that a ready model is not registered a second time
+        sources = {"student": student, "teacher": teacher}
+        self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
+        check_names(losses or {})
+        if num_classes is not None and num_classes < 2:
+            raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
+        self.losses = dict(losses or {})
+        self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.decay, self.projector_std, self.linear_std = decay, projector_std, linear_std
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.student: FeatureExtractor | None = None
+        self.teacher: FeatureExtractor | None = None
+        self.projector: nn.Module | None = None
+        self.objective: Objective | None = None
+        self.is_compiled = False
+        self.register_buffer("class_means", None)
+        self.hparams.update(Known(num_classes, class_names).hyper_parameters())
+        without_teacher(self)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, known once the student is built."""
+        return self.hparams["num_classes"]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where the data or the caller tells them."""
+        return self.hparams["class_names"]
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build student, teacher, projector and objective, and check that every input of every term is provided."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        with torch.device("cpu"):  # on a GPU the same seed would draw another student
+            if self.student is None:
+                self.build_student()
+            if fitting and self.objective is None:
+                self._build_for_training()
+
+    def build_student(self) -> None:
+        """The student from the seed alone, so that every method starts from the same one."""
+        data = getattr(self._trainer, "datamodule", None)
+        if (number := getattr(data, "num_classes", None)) is not None:
+            self.hparams["num_classes"] = int(number)
+        if (names := getattr(data, "class_names", None)) is not None:
+            self.hparams["class_names"] = [str(name) for name in names]
+        self.seed, source = run_seed(), self.sources["student"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.student = self.build_extractor(source, data).to(memory_format=self.memory_format)
+            if self.linear_std is not None and isinstance(source, ModelConfig) and not source.brings_weights:
+                draw_linear_layers(self.student, self.linear_std)
+        self.hparams["num_classes"] = self.student.num_classes
+        if isinstance(source, ModelConfig):
+            self.hparams["student"] = portable(source, self.student)
+        if self.student.num_classes < 2:
+            raise NdkdError(
+                f"the data has {self.student.num_classes} class, wanted at least 2: with one alone any answer is right"
+            )
+        self.build_metrics()
+
+    def _build_for_training(self) -> None:
+        objective = Objective(self.losses)
+        if asks_for_teacher(objective.inputs):
+            self.teacher = build_teacher(self, objective.inputs).to(memory_format=self.memory_format)
+            widths = self.student.embedding_dim, self.teacher.embedding_dim
+            if "student.projected" in objective.inputs and widths[0] != widths[1]:
+                self.projector = Projector(*widths, self.projector_std)
+            if "class_means" in objective.inputs:  # the ClassMeans callback fills them
+                self.class_means = torch.full((self.num_classes, self.teacher.embedding_dim), float("nan"))
+        objective.build(dry_forward(self))
+        self.objective = objective
+        for name, model in (("student", self.student), ("teacher", self.teacher)):
+            mode = getattr(self.sources[name], "compile", None)
+            if model is not None and isinstance(mode, str):  # a ready model's is a method
+                compile_model(model, mode, is_frozen=name == "teacher")
+                self.is_compiled = True
+        # equal on every rank: neither in DDP's buckets nor broadcast every step
+        names = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        constant = [name for name in names if name.startswith(("teacher.", "class_means"))]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
+
+    def train(self, mode: bool = True) -> "DistillationModule":
+        """Switch the student's mode; the teacher stays in evaluation mode, its BatchNorm statistics untouched."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def configure_optimizers(self) -> Any:
+        exempt = getattr(self.student.model, "no_weight_decay", set)()  # timm's word
+        groups = parameter_groups(self.named_parameters(), self.decay, {f"student.model.{name}" for name in exempt})
+        return optimizers(groups, self.make_optimizer, self.make_lr_scheduler, self.lr_interval, self.trainer)
+
+    # ---- what a task overrides ------------------------------------------------------------------------------------
+
+    def build_extractor(self, source: ModelConfig | nn.Module, data: Any, strict: bool = False) -> FeatureExtractor:
+        """A teacher or student.
+
+        Args:
+            source: how to build it, or a ready model.
+            data: the DataModule; its ``mean`` and ``std`` are a model's that has none of its own.
+            strict: the classifier must be one of the data's classes.
+        """
+        mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+        if isinstance(source, nn.Module):
+            return source if isinstance(source, FeatureExtractor) else FeatureExtractor(source, mean=mean, std=std)
+        if self.num_classes is None:
+            raise NdkdError("the number of classes is unknown: use a DataModule with num_classes, or give num_classes")
+        return source.build(self.num_classes, mean, std, self.class_names, strict)
+
+    def example_batch(self) -> Any:
+        """Two blank images and their classes, to learn shapes from."""
+        images = torch.zeros(2, *image_shape(self.trainer), dtype=next(self.student.parameters()).dtype)
+        return images, torch.zeros(2, dtype=torch.long)
+
+    def build_metrics(self) -> None:
+        """What :meth:`update_metrics` adds to."""
+        options = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
+        ranks = (1, 5) if self.num_classes > 5 else (1,)
+        self.metrics = MetricCollection({f"acc{k}": MulticlassAccuracy(top_k=k, **options) for k in ranks})
+        self.cross_entropy = MeanMetric(nan_strategy="disable")  # its check for NaN would stop a GPU
+
+    def forward_pair(self, batch: tuple[Tensor, Tensor], teach: bool = True) -> StepOutput:
+        """A batch through the student and, in training, the teacher."""
+        images, target = self._floats(batch[0]), batch[1]
+        if self.is_compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last batch left may be overwritten
+        student = self.student(images)
+        if self.projector is not None:
+            student.projected = self.projector(student.embedding)
+        teacher = None
+        if teach and self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher(images)
+        return StepOutput(student, target, teacher, self.class_means)
+
+    @torch.no_grad()
+    def teacher_embeddings(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
+        return self.teacher(self._floats(batch[0])).embedding, batch[1]
+
+    def _floats(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], in the models' memory format; bytes are a quarter of what has to be moved."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.dtype).div_(255)
+        return images.to(memory_format=self.memory_format)
+
+    def update_metrics(self, output: StepOutput) -> None:
+        """Add a batch to the metrics of an evaluation."""
+        self.metrics.update(output.student.logits, output.target)
+        self.cross_entropy.update(F.cross_entropy(output.student.logits.float(), output.target, reduction="none"))
+
+    def compute_metrics(self, stage: str) -> dict[str, Any]:
+        """The values of an evaluation over all processes, by name; the next one starts afresh.
+
+        Args:
+            stage: ``val`` or ``test``.
+        """
+        values = {**self.metrics.compute(), "cross_entropy": self.cross_entropy.compute()}
+        self.metrics.reset()
+        self.cross_entropy.reset()
+        return values
+
+    def predict_rows(self, output: StepOutput) -> list[dict[str, Any]]:
+        """One row per image for ``ndkd predict``."""
+        confidence, predicted = output.student.logits.float().softmax(dim=1).max(dim=1)
+        names = self.class_names or [str(number) for number in range(self.num_classes)]
+        rows = zip(predicted.tolist(), confidence.tolist(), output.target.tolist(), strict=True)
+        return [{"prediction": names[p], "confidence": round(c, 6), "target": names[t]} for p, c, t in rows]
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        if self.class_means is not None and self.class_means.isnan().any():
+            raise NdkdError("there are no class means: give the trainer callbacks=[ClassMeans()]")
+
+    def on_train_epoch_start(self) -> None:
+        seed_torch(self.seed, self.current_epoch, self.global_rank)  # dropout and the like: the same after a resume
+        self.averages = EpochAverages(list(self.objective.terms), self.device)
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        total, values = self.objective(self.forward_pair(batch), self.current_epoch)
+        self.averages.add(total, list(values.values()))
+        return total
+
+    def on_train_epoch_end(self) -> None:
+        means = self.averages.means(self.current_epoch, self.trainer.strategy.reduce)
+        if not self.trainer.callback_metrics.get("val/cross_entropy", torch.zeros(())).isfinite():
+            raise NdkdError(
+                f"the student's outputs are not finite after epoch {self.current_epoch}; lower the learning rate"
+            )
+        self.log_dict({f"train/{name}": mean for name, mean in means.items()}, rank_zero_only=True)
+        self.log("train/lr", self._lr, rank_zero_only=True)
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> StepOutput:
+        output = self.forward_pair(batch, teach=False)
+        self.update_metrics(output)
+        return output
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        return self.predict_rows(self.forward_pair(batch, teach=False))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, value in self.compute_metrics(stage).items():
+            self.log(f"{stage}/{name}", value, prog_bar=(stage, name) == ("val", self.headline[0]))
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what this stage has built, and say where the configuration differs from the checkpoint's."""
+        if self.global_rank == 0:
+            say_what_differs(self.hparams, checkpoint)
+        keep_what_is_built(self, checkpoint)

@@ -1,0 +1,207 @@
+"""The objective: a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from math import inf
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ndkd.errors import NdkdError
+from ndkd.models.output import ModelOutput
+
+
+@dataclass
+class LossTerm:
+    """One summand of the objective; the only place that knows weight and warm-up.
+
+    Args:
+        loss: a loss of ``ndkd.losses`` or of ``torch.nn``.
+        weight: factor; a term of weight 0 is left out.
+        warmup_epochs: the factor grows as min(1, epoch / warmup_epochs).
+        inputs: names of outputs, such as ``student.logits`` or ``target``; by default ``loss.inputs``.
+        warmup_from: the number of the first epoch, 0 or, as some recipes count, 1.
+    """
+
+    loss: nn.Module
+    weight: float = 1.0
+    warmup_epochs: int = 0
+    inputs: list[str] | None = None
+    warmup_from: int = 0
+
+    def __post_init__(self):
+        for name in ("warmup_epochs", "warmup_from"):
+            if getattr(self, name) is None or getattr(self, name) < 0:
+                raise NdkdError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
+        if self.weight is None or not 0 <= self.weight < inf:
+            raise NdkdError(f"weight: wanted a number from 0 on, got {self.weight}; 0 leaves the term out")
+        if not isinstance(self.loss, nn.Module):
+            raise NdkdError(f"loss: wanted a loss of ndkd.losses or of torch.nn, got {self.loss}")
+        if self.inputs is not None and not self.inputs:
+            raise NdkdError("inputs: wanted the names of what the loss reads, got none; leave it out for its own")
+
+    def factor(self, epoch: float) -> float:
+        """The weight in an epoch, the first being epoch 0."""
+        if not self.warmup_epochs:
+            return self.weight
+        return self.weight * min(1.0, (epoch + self.warmup_from) / self.warmup_epochs)
+
+
+@dataclass
+class StepOutput:
+    """What loss terms can name: ``student.…``, ``teacher.…``, ``class_means``, ``target``."""
+
+    student: ModelOutput
+    target: Tensor
+    teacher: ModelOutput | None = None
+    class_means: Tensor | None = None
+
+
+class Objective(nn.Module):
+    r"""The weighted sum of loss terms, :math:`\sum_k w_k \min(1, e / e_k) L_k` in epoch e; it needs no trainer.
+
+    Terms of weight 0 are left out. The caller's terms are left as they are.
+
+    Args:
+        losses: the terms by name.
+
+    Raises:
+        NdkdError: a name that cannot be that of a term, a loss whose inputs nobody names, nothing to learn from.
+
+    >>> from ndkd.losses import KDLoss, NDLoss
+    >>> objective = Objective({
+    ...     "ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"]),
+    ...     "kd": LossTerm(KDLoss(temperature=4), warmup_epochs=20),
+    ...     "nd": LossTerm(NDLoss(), weight=1.5),
+    ... })
+    >>> print(objective)
+    1·ce + 1·kd (warm-up 20 epochs) + 1.5·nd
+    >>> student, teacher = (ModelOutput(torch.randn(4, 10), torch.randn(4, 64)) for _ in range(2))
+    >>> target, class_means = torch.tensor([0, 1, 2, 3]), torch.randn(10, 64)
+    >>> total, values = objective(StepOutput(student, target, teacher, class_means), epoch=0)
+    >>> list(values), torch.equal(total, values["ce"] + 0 * values["kd"] + 1.5 * values["nd"])
+    (['ce', 'kd', 'nd'], True)
+    """
+
+    def __init__(self, losses: Mapping[str, LossTerm]):
+        super().__init__()
+        check_names(losses)
+        self.terms: dict[str, LossTerm] = {}
+        for name, term in losses.items():
+            if term.weight == 0:
+                continue
+            inputs = list(term.inputs or getattr(term.loss, "inputs", ()))
+            if not inputs:
+                kind = type(term.loss).__name__
+                raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
+            self.terms[name] = replace(term, inputs=inputs)
+            self.add_module(name, term.loss)
+        if not self.terms:
+            raise NdkdError("no loss has a weight other than 0; give at least one term under losses")
+        if not any(source.startswith("student.") for source in self.inputs):
+            raise NdkdError("no loss reads anything of the student, such as student.logits; it could not learn")
+
+    @property
+    def inputs(self) -> set[str]:
+        """The names of all outputs that a term reads."""
+        return {source for term in self.terms.values() for source in term.inputs or ()}
+
+    def build(self, output: StepOutput) -> None:
+        """Let every loss learn the shapes of the outputs, and try all of them; wanted before the optimizer is made.
+
+        Args:
+            output: of any batch; of the class means only the shape counts.
+
+        Raises:
+            NdkdError: an input that the output does not provide, or a loss that the outputs do not fit.
+        """
+        if output.class_means is not None:
+            output = replace(output, class_means=torch.ones_like(output.class_means))
+        for name, term in self.terms.items():
+            check_inputs(name, term, output)
+            try:
+                if hasattr(term.loss, "build"):
+                    term.loss.build(output.student, output.teacher)
+                with torch.no_grad():  # what does not fit is found before the run begins
+                    value = term.loss.eval()(*inputs_of(term, output))
+                if not isinstance(value, Tensor) or value.ndim:
+                    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise ValueError(f"wanted one number for a batch, got {found}; is its reduction mean or sum?")
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise NdkdError(f"loss {name}: {error}") from error
+            term.loss.train()
+
+    def forward(self, output: StepOutput, epoch: float = inf) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and the value of each term before it is weighed.
+
+        Args:
+            output: of a batch.
+            epoch: for the warm-up, the first being epoch 0; by default every warm-up is over.
+
+        Raises:
+            NdkdError: an input that the output does not provide, or a value that a loss refuses.
+        """
+        values = {name: self._value(name, term, output) for name, term in self.terms.items()}
+        factors = {name: term.factor(epoch) for name, term in self.terms.items()}
+        return sum(factors[name] * value for name, value in values.items()), values
+
+    def _value(self, name: str, term: LossTerm, output: StepOutput) -> Tensor:
+        try:
+            return term.loss(*inputs_of(term, output))
+        except ValueError as error:
+            raise NdkdError(f"loss {name}: {error}") from error
+        except AttributeError:
+            check_inputs(name, term, output)
+            raise
+
+    def __str__(self) -> str:
+        return " + ".join(f"{term.weight:g}·{name}{_warmup(term)}" for name, term in self.terms.items())
+
+
+def _warmup(term: LossTerm) -> str:
+    if not term.warmup_epochs:
+        return ""
+    return f" (warm-up {term.warmup_epochs} epoch{'s' if term.warmup_epochs > 1 else ''})"
+
+
+def asks_for_teacher(inputs: Iterable[str]) -> bool:
+    """Whether a teacher is wanted for these inputs of loss terms."""
+    return any(name.startswith("teacher.") or name in ("class_means", "student.projected") for name in inputs)
+
+
+def inputs_of(term: LossTerm, output: StepOutput) -> list[Any]:
+    """The outputs that a term names."""
+    return [attrgetter(source)(output) for source in term.inputs or ()]
+
+
+def check_inputs(name: str, term: LossTerm, output: StepOutput) -> None:
+    """Raise ``NdkdError`` if a term asks for something that the step does not provide."""
+    on_offer = _on_offer(output)
+    for source in term.inputs or ():
+        if source not in on_offer:
+            hint = f"; set taps of the {source.split('.')[0]}" if source.endswith("feature_maps") else ""
+            raise NdkdError(f"loss {name}: nothing provides {source!r}{hint}; on offer: {', '.join(on_offer)}")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ``NdkdError`` unless all names can be those of loss terms: of modules, of options and of columns."""
+    taken = {*dir(Objective), "inputs", "terms", "training", "loss", "lr"}  # train/loss is the sum of all terms
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d][\w+-]*", name) or name in taken:
+            why = "is taken" if name in taken else "is no word"
+            raise NdkdError(f"losses: {name!r} {why}; name the term otherwise, for example kd")
+
+
+def _on_offer(output: StepOutput) -> list[str]:
+    names = []
+    for part in fields(output):
+        value = getattr(output, part.name)
+        if isinstance(value, ModelOutput):
+            there = [name for name in vars(value) if name != "extra" and (name != "feature_maps" or value.feature_maps)]
+            names += [f"{part.name}.{name}" for name in (*there, *(f"extra.{name}" for name in vars(value.extra)))]
+        elif value is not None:
+            names.append(part.name)
+    return names

@@ -1,0 +1,72 @@
+"""The paper's tables: README's command for each row, and the recipe that a command resolves to."""
+
+import re
+import shlex
+from string import Template
+
+import yaml
+
+from tests.command import REPOSITORY, ndkd
+
+# The entries of init_args that make a recipe, where a class has them.
+LOSS = ("temperature", "alpha", "beta", "gamma", "max_mid_channels")
+OPTIMIZER = ("lr", "momentum", "betas", "nesterov", "weight_decay")
+SCHEDULER = ("milestones", "gamma", "warmup", "min_lr")
+DATA = ("batch_size", "pad", "flip", "image_size", "interpolation", "rand_augment", "erase", "mixup", "cutmix")
+
+
+def readme_section(title):
+    """README's text below a heading."""
+    return (REPOSITORY / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def readme_rows(title):
+    """The arguments of every command by pair and row, from a section's tables."""
+    section = readme_section(title)
+    settings = [dict(part.split("=") for part in line.split()) for line in re.findall(r"`(PAIR=.*?)`", section)]
+    commands = re.findall(r"^\| (.+?) \| `ndkd (fit .+?)` \|$", section, flags=re.MULTILINE)
+    return {
+        (values["PAIR"], row): shlex.split(Template(command).substitute(values))
+        for values in settings
+        for row, command in commands
+    }
+
+
+def resolved(arguments):
+    """The configuration of a command."""
+    status, out, err = ndkd(*arguments, "--print_config")
+    assert status == 0, err
+    return yaml.safe_load(out)
+
+
+def read(config):
+    """The entries of a resolved configuration that make a recipe."""
+    model = config["model"]["init_args"]
+    student, teacher, losses = model["student"], model["teacher"] or {}, model["losses"]
+    return {
+        "epochs": config["trainer"]["max_epochs"],
+        "student": student["name"],
+        "teacher": teacher.get("name"),
+        "weights": teacher.get("checkpoint") or teacher.get("pretrained"),
+        "taps": (student["taps"], teacher.get("taps")),
+        "starts": (model["linear_std"], model["projector_std"] if "nd" in losses else None),
+        "losses": {
+            name: (
+                term["loss"]["class_path"].split(".")[-1],
+                {key: value for key, value in term["loss"].get("init_args", {}).items() if key in LOSS},
+                term["weight"],
+                term["warmup_epochs"],
+                term["warmup_from"],
+            )
+            for name, term in losses.items()
+        },
+        "inputs": {name: term["inputs"] for name, term in losses.items() if term["inputs"]},
+        "optimizer": _numbers(model["optimizer"], OPTIMIZER),
+        "lr_scheduler": _numbers(model["lr_scheduler"], SCHEDULER),
+        "data": _numbers(config["data"], DATA),
+    }
+
+
+def _numbers(entry, keys):
+    arguments = entry["init_args"]
+    return (entry["class_path"], *(arguments[key] for key in keys if key in arguments))

@@ -1,0 +1,234 @@
+"""Every shipped configuration is built and takes a step; README's commands are real."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision import datasets
+from torchvision.models import WeightsEnum
+
+from ndkd.data import CIFAR100DataModule
+from ndkd.models import build_model
+from ndkd.runs import Run
+from tests.command import REPOSITORY, SHORT, ndkd
+
+CONFIGS = sorted(file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "configs").rglob("*.yaml"))
+WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFIGS}
+WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
+ELSEWHERE = ("imagenet", "coco_", "shapes_")  # in test_imagenet_configs.py, test_coco_configs.py, test_detection.py
+WHOLE = {name: content for name, content in WHOLE.items() if not any(part in name for part in ELSEWHERE)}
+PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.startswith("configs/cifar_")]
+STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
+    *([name] for name in WHOLE),
+    ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
+    ["configs/cifar10_kd++.yaml", "configs/cifar10_outside_teacher.yaml"],
+    ["configs/cifar_r56_r20.yaml", "configs/cifar/alone.yaml", "configs/cifar/mdistiller.yaml"],
+    *([f"configs/cifar_{pair}.yaml", f"configs/cifar/{pair}/reviewkd++.yaml"] for pair in PAIRS),
+]
+CIFAR10_TEACHER = "fit --config configs/cifar10_student.yaml --model.init_args.student.name cifar/resnet56"
+CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10_teacher"]
+FOLDER_TEACHER = ["fit", "--config", "configs/imagefolder_teacher.yaml", "--data.init_args.root", "FOLDER"]
+FOLDER_TEACHER += ["--model.init_args.student.name", "timm/resnet50"]
+SMALL = ["--trainer.max_epochs=1"] + [
+    f"--data.init_args.{o}" for o in ("batch_size=4", "image_size=32", "num_workers=0")
+]
+
+
+class SmallCIFAR100(datasets.CIFAR100):
+    """An image of each class, as torchvision would read them."""
+
+    classes, targets = [f"class {k}" for k in range(100)], list(range(100))
+
+    def __init__(self, root, train=True, download=False):
+        self.data = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def with_cifar(workplace):
+    """The workplace with a CIFAR-10 folder, and with teachers of random weights as published ones are kept."""
+    for split in ("train", "test"):
+        for number in range(60):
+            file = Path("data/cifar10-jpeg", split, f"class {number % 10}", f"{number}.jpg")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 100, 200)).save(file)
+    Path("data/cifar100").symlink_to("cifar10-jpeg")
+    teachers = [content["model"]["init_args"].get("teacher", {}) for content in WHOLE.values()]
+    teachers = {Path(teacher["checkpoint"]): (teacher["name"], 100) for teacher in teachers if teacher}
+    teachers[Path("checkpoints/cifar10-jpeg-resnet56.pth")] = ("cifar/resnet56", 10)
+    teachers[Path("runs/cifar100/r56_r20_short/teacher/checkpoints/last.ckpt")] = ("cifar/resnet56", 10)
+    teachers[Path("runs/flowers/teacher/checkpoints/last.ckpt")] = ("timm/tf_efficientnet_lite0", 2)
+    for file, (name, num_classes) in teachers.items():
+        if file.parts[0] == "checkpoints" or num_classes < 100:
+            model = build_model(name, num_classes)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, file)
+    status, _, err = ndkd(*CIFAR10_TEACHER, *SHORT, "--trainer.max_epochs=1")
+    assert status == 0, err
+
+
+@pytest.fixture(scope="module")
+def with_images(workplace):
+    """A folder of images of two of ImageNet's classes, a teacher for them, and random weights on every hub."""
+    random = np.random.default_rng(0)
+    for name in ("goldfish", "tench"):
+        for split, number in (("train", 6), ("val", 2)):
+            for index in range(number):
+                file = Path("FOLDER", split, name, f"{index}.jpg")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (30, 40 + index, 3), np.uint8)).save(file)
+
+    def random_weights(weights, *args, **options):
+        model = type(weights).__name__.removesuffix("_Weights").lower()
+        return torchvision.models.get_model(model, weights=None).state_dict()
+
+    create = timm.create_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightsEnum, "get_state_dict", random_weights)
+        patch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+        status, _, err = ndkd(*FOLDER_TEACHER, *SMALL)
+        assert status == 0, err
+        yield
+
+
+@pytest.mark.parametrize("configs", STEPS, ids=",".join)
+def test_config_takes_a_step(configs, with_cifar, with_images, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(CIFAR100DataModule, "dataset", SmallCIFAR100)
+    options = [part for name in configs for part in ("--config", name)]
+    if "cifar" in configs[0]:
+        options += ["--data.init_args.batch_size=4", "--class_means.cache_dir=cache"]
+    if "imagefolder" in configs[0] or "flowers" in configs[0]:
+        options += [*SMALL, "--data.init_args.root=FOLDER"]
+    if "flowers" in configs[0]:
+        options += ["--class_means.cache_dir=cache"]
+    if configs[0] == "configs/imagefolder.yaml":
+        options += ["--model.init_args.teacher.name=timm/resnet50"]
+    status, _, err = ndkd("fit", *options, "--trainer.fast_dev_run=true", "--run_dir", "dev")
+    assert status == 0, err
+    assert not Path("dev/config.yaml").exists()
+
+
+def resolved(config, *options):
+    _, out, _ = ndkd("fit", "--config", config, *options, "--print_config")
+    return yaml.safe_load(out)
+
+
+@pytest.mark.parametrize("folder", ["digits", "cifar100/r56_r20_short", "flowers"])
+def test_methods_differ_in_teacher_losses_and_start_alone(folder, workplace):
+    student = resolved(f"configs/{folder}/student.yaml")
+    methods = sorted((REPOSITORY / "configs" / folder).glob("*++.yaml"))
+    assert methods
+    for file in methods:
+        config = resolved(f"configs/{folder}/{file.name}")
+        assert "nd" in config["model"]["init_args"]["losses"]
+        for key in ("teacher", "losses", "student", "linear_std"):
+            config["model"]["init_args"][key] = student["model"]["init_args"][key]
+        config["class_means"] = student["class_means"]
+        assert config == student, file.name
+
+
+def test_the_short_cifar_runs_are_the_papers_recipe_in_a_sixth_of_its_epochs(workplace):
+    assert weights_of("cifar100/r56_r20_short/kd++") == {"ce": (1, 0), "kd": (1, 3), "nd": (2, 0)}
+    assert weights_of("cifar100/r56_r20_short/dkd++") == {"ce": (1, 0), "dkd": (1, 3), "nd": (3.5, 0)}
+    config = resolved("configs/cifar100/r56_r20_short/kd++.yaml")
+    model = config["model"]["init_args"]
+    assert (config["trainer"]["max_epochs"], config["trainer"]["precision"]) == (40, "bf16-mixed")
+    assert model["lr_scheduler"]["init_args"]["milestones"] == [25, 30, 35]  # 5/8, 6/8 and 7/8
+    assert model["linear_std"] == 0.01
+    rates = {key: model["optimizer"]["init_args"][key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
+    assert rates == {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert config["data"]["init_args"]["batch_size"] == 128
+
+
+def weights_of(name):
+    """Weight and warm-up of each loss term."""
+    losses = resolved(f"configs/{name}.yaml")["model"]["init_args"]["losses"]
+    return {term: (entry["weight"], entry["warmup_epochs"]) for term, entry in losses.items()}
+
+
+def test_kd_is_kdpp_with_nd_at_zero(workplace):
+    plain, plus = (resolved(f"configs/digits/{name}.yaml")["model"]["init_args"] for name in ("kd", "kd++"))
+    del plus["losses"]["nd"]
+    assert plain == plus
+
+
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+
+
+def readme_commands():
+    lines = "\n".join(readme_blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
+    return [command for command in commands if command.startswith("ndkd ")]
+
+
+def test_readme_commands_run(with_cifar, with_images, monkeypatch):
+    """In README's order; training is cut to one epoch of a few images."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    commands = readme_commands()
+    assert len(commands) >= 4
+    assert "ndkd fit --config configs/digits/kd++.yaml" in commands
+    for command in dict.fromkeys(commands):
+        arguments = shlex.split(command)[1:]
+        if arguments in (CIFAR10_TEACHER, FOLDER_TEACHER, ["fit", "--config", "configs/digits/teacher.yaml"]):
+            continue  # done by the fixtures
+        if "configs/imagefolder.yaml" in arguments:
+            arguments += SMALL
+        elif arguments[0] == "compare":
+            if "--print-commands" not in arguments:
+                arguments.insert(1, "--print-commands")  # test_compare.py trains
+        elif "runs/digits-table/student-seed0" in arguments:
+            continue  # made by the one before
+        elif arguments[0] == "fit" and "--help" not in arguments:
+            arguments += ["--trainer.max_epochs=1", "--data.init_args.train_size=40", "--trainer.limit_test_batches=2"]
+            if "--ckpt_path" in arguments:
+                arguments += ["--trainer.max_epochs=2"]
+        status, _, err = ndkd(*arguments)
+        assert status == 0, f"{command}: {err}"
+    assert Run("runs/digits/kd++").is_used
+    assert Run("runs/cifar10_kd++").is_used
+    rows = Path("runs/imagefolder/predictions.csv").read_text().splitlines()
+    assert rows[0] == "file,prediction,confidence,target"
+    assert [row.split(",")[0] for row in rows[1:3]] == ["FOLDER/val/goldfish/0.jpg", "FOLDER/val/goldfish/1.jpg"]
+    assert len(list(Path("runs/class_means").iterdir())) == 2  # of two teachers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--data CIFAR10DataModule --data.init_args.root data",
+        "--data.init_args.image_size 32",
+        "--model.init_args.teacher.compile default",
+        "--model.init_args.student.compile default",
+        "--trainer.precision bf16-mixed",
+    ],
+)
+def test_options_that_readme_names_are_accepted(options, workplace):
+    assert f"`{options}`" in (REPOSITORY / "README.md").read_text()
+    status, _, err = ndkd("fit", "--config", "configs/cifar10_kd++.yaml", *options.split(), "--print_config")
+    assert status == 0, err
+
+
+def test_readme_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported = Path("exported/kd++/model.safetensors")  # by README's command
+    exported.parent.mkdir(parents=True)
+    save_file(build_model("cifar/resnet8", 10).state_dict(), exported)
+    blocks = readme_blocks("python")
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_yaml_is_the_shipped_one():
+    shipped = yaml.safe_load((REPOSITORY / "configs/digits/kd++.yaml").read_text())["model"]["init_args"]
+    shown = yaml.safe_load(readme_blocks("yaml")[0])["model"]["init_args"]
+    assert shown == {name: shipped[name] for name in shown}
