@@ -180,5 +180,3 @@ def run_tool(command: str, arguments: list[str]) -> int:
         return 0
     function = getattr(importlib.import_module(f"ndkd.commands.{command}"), command)
     return function(**options, **more) or 0
-
-

@@ -235,5 +235,3 @@ class Run:
             writer.writeheader()
         writer.writerows(rows)
         return write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
-
-

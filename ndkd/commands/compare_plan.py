@@ -6,14 +6,11 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, NamedTuple
 
-import yaml
-
 from ndkd.commands.compare_jobs import Fit
 from ndkd.commands.training import resolved_config
 from ndkd.configuration.arguments import default_run_dir
 from ndkd.configuration.checks import check_config
 from ndkd.configuration.entries import differences, entry
-from ndkd.configuration.overlays import spells_all
 from ndkd.distillation.objective import asks_for_teacher
 from ndkd.errors import NdkdError, one_of, some
 from ndkd.runs import Run
@@ -135,20 +132,8 @@ def _weight_option(term: str, weight: float) -> list[str]:
 
 
 def _name(config: str) -> str:
-    """What a configuration's row is called: after its files, from the last on that spells a set of loss terms."""
-    options = _files(config)
-    files = options[1::2]
-    spelling = [k for k, file in enumerate(files) if _spells_a_set(file)]
-    return default_run_dir(["fit", *options[2 * max(spelling, default=0) :]], seed=0).name
-
-
-def _spells_a_set(file: str) -> bool:
-    try:
-        found = yaml.safe_load(Path(file).read_text())
-    except yaml.YAMLError:  # the parser has a better word for it
-        return False
-    terms = entry(found, "model.init_args.losses")
-    return isinstance(terms, dict) and bool(terms) and spells_all(terms)
+    """What a configuration's row is called: like its run folder."""
+    return default_run_dir(["fit", *_files(config)], seed=0).name
 
 
 def teacher_fit(config: str) -> Fit:

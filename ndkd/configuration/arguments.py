@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ndkd.configuration.overlays import CONFIG, spells_a_set
+
 
 def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
     """The values that an option is given, as ``--name value`` or ``--name=value``."""
@@ -21,17 +23,22 @@ def without_option(name: str, arguments: list[str]) -> list[str]:
 
 
 def default_run_dir(arguments: list[str], seed: int) -> Path:
-    """``runs/`` and the names of the configs; overlays of ``loggers`` and ``trainer`` folders do not count.
+    """``runs/`` and the names of the configurations.
+
+    A configuration that spells a set of loss terms is a method of its own, and takes the place of the names before it
+    but for the folder. How a run is made does not count: overlays in folders ``loggers`` and ``trainer``.
 
     >>> default_run_dir(["fit", "--config", "configs/digits/kd++.yaml"], seed=1).as_posix()
     'runs/digits/kd++-seed1'
     >>> default_run_dir(["fit", "--config", "configs/digits/student.yaml", "--config", "mine.yaml"], seed=0).as_posix()
     'runs/digits/student,mine'
     """
-    names = []
-    for config in map(Path, values_of(("--config", "-c"), arguments)):
-        if config.parent.name not in ("loggers", "trainer"):  # how a run is made, not what
-            parts = config.with_suffix("").parts
-            whole = "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts[:-1] else parts[-1]
-            names.append(parts[-1] if names else whole)
-    return Path("runs", (",".join(names) or "unnamed") + (f"-seed{seed}" if seed else ""))
+    folder, names = Path("runs"), []
+    for config in values_of(CONFIG, arguments):
+        parts = Path(config).with_suffix("").parts
+        if parts[-2:-1] in (("loggers",), ("trainer",)):
+            continue
+        if not names and "configs" in parts[:-1]:
+            folder = Path("runs", *parts[parts.index("configs") + 1 : -1])
+        names = [parts[-1]] if spells_a_set(config) else [*names, parts[-1]]
+    return folder / ((",".join(names) or "unnamed") + (f"-seed{seed}" if seed else ""))

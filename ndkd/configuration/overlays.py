@@ -23,7 +23,7 @@ def with_merged_losses(arguments: list[str]) -> list[str]:
     configuration does not name would be gone, and options of those that it replaces would stay.
 
     Raises:
-        NdkdError: a change of a term that there is not, or terms that are all removed.
+        NdkdError: a change of a term that there is not.
     """
     words = _words(arguments)
     spelled = [_losses(value) if option in CONFIG else _entries(option, value) for option, value in words]
@@ -68,14 +68,18 @@ def merged_terms(before: Mapping[str, Any], changes: Mapping[str, Any], where: s
             del terms[name]
         else:
             terms[name] = _merged_term(before[name], change)
-    if not terms:
-        raise NdkdError(f"{where} removes every loss term; leave at least one")
     return terms
 
 
 def spells_all(terms: Mapping[str, Any]) -> bool:
     """Whether every term says its own ``loss``: then they are a set of their own."""
     return all(_spells_loss(term) for term in terms.values())
+
+
+def spells_a_set(config: str) -> bool:
+    """Whether a configuration has loss terms, each with its own ``loss``."""
+    terms = _losses(config)
+    return bool(terms) and spells_all(terms)
 
 
 def _spells_loss(term: Any) -> bool:

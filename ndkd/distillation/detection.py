@@ -59,9 +59,7 @@ class DetectionDistillationModule(DistillationModule):
     allows_empty_classes = True  # an image set need not show every class
     has_embeddings = False
 
-    def __init__(
-        self, student: ModelConfig | nn.Module, losses: Mapping[str, LossTerm] | None = None, **options: Any
-    ):
+    def __init__(self, student: ModelConfig | nn.Module, losses: Mapping[str, LossTerm] | None = None, **options: Any):
         own = {name: LossTerm(nn.Identity(), inputs=[f"student.extra.{key}"]) for name, key in OWN_LOSSES.items()}
         super().__init__(student, {**own, **(losses or {})}, **options)
 

@@ -353,7 +353,10 @@ BAD = {
         "120 epochs: results of two protocols do not belong in one table; compare them apart",
     ),
     "no YAML": (["broken.yaml"], "config broken.yaml is no YAML"),
-    "an unknown entry": (["wrong.yaml"], "configuration wrong: there is no entry trainer.max_epoch; see ndkd fit --print_config"),
+    "an unknown entry": (
+        ["wrong.yaml"],
+        "configuration wrong: there is no entry trainer.max_epoch; see ndkd fit --print_config",
+    ),
     "output that is a file": ([STUDENT, "--out", "wrong.yaml"], "folder wrong.yaml cannot be made: .*with --out DIR"),
 }
 
@@ -471,8 +474,8 @@ def test_a_teacher_of_no_configuration(teacher, means_written):
 
 def test_a_run_whose_losses_ask_for_no_teacher_is_given_them(teacher, means_written):
     """It builds none, whatever its configuration names."""
-    sifn = f"{KD},configs/ablation/digits/sifn.yaml"
-    assert ndkd("compare", "--control", "kd", "--out", "out", KD, sifn, f"{KD},configs/ablation/digits/l2.yaml")[0] == 0
+    sifn, l2 = (f"{KD},configs/digits/overlays/ablation/{name}.yaml" for name in ("sifn", "l2"))
+    assert ndkd("compare", "--control", "kd", "--out", "out", KD, sifn, l2)[0] == 0
     assert set(given_means()) == {"kd-kd0-seed0", "sifn-seed0"}
 
 

@@ -25,7 +25,7 @@ ALONE, ON_KD = [*TERMS], ["kd", *(f"kd+{name}" for name in TERMS)]
 SHORT = "configs/cifar100/r56_r20_short/kd++.yaml"
 SETS = {  # folder: the configuration below it, weight of ND, overlays
     "digits": ("configs/digits/kd.yaml", 1, [*ALONE, *ON_KD[1:]]),
-    "r56_r20": ("configs/cifar_r56_r20.yaml", 2, [*ALONE, *ON_KD]),
+    "r56_r20": ("configs/cifar100/r56_r20/kd++.yaml", 2, [*ALONE, *ON_KD]),
     "r56_r20_short": (SHORT, 2, ON_KD),  # those of r56_r20 without KD serve it too
 }
 OVERLAYS = [(folder, name) for folder, (_, _, names) in SETS.items() for name in names]

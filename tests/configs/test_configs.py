@@ -29,13 +29,17 @@ PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.starts
 STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
     *([name] for name in WHOLE),
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
-    ["configs/cifar10_kd++.yaml", "configs/cifar10_outside_teacher.yaml"],
-    ["configs/cifar_r56_r20.yaml", "configs/cifar/alone.yaml", "configs/cifar/mdistiller.yaml"],
+    ["configs/cifar10/kd++.yaml", "configs/cifar10/overlays/outside_teacher.yaml"],
+    [
+        "configs/cifar100/r56_r20/kd++.yaml",
+        "configs/cifar100/overlays/alone.yaml",
+        "configs/cifar100/overlays/mdistiller.yaml",
+    ],
     *([f"configs/cifar_{pair}.yaml", f"configs/cifar/{pair}/reviewkd++.yaml"] for pair in PAIRS),
 ]
-CIFAR10_TEACHER = "fit --config configs/cifar10_student.yaml --model.init_args.student.name cifar/resnet56"
-CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10_teacher"]
-FOLDER_TEACHER = ["fit", "--config", "configs/imagefolder_teacher.yaml", "--data.init_args.root", "FOLDER"]
+CIFAR10_TEACHER = "fit --config configs/cifar10/student.yaml --model.init_args.student.name cifar/resnet56"
+CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10/teacher"]
+FOLDER_TEACHER = ["fit", "--config", "configs/imagefolder/teacher.yaml", "--data.init_args.root", "FOLDER"]
 FOLDER_TEACHER += ["--model.init_args.student.name", "timm/resnet50"]
 SMALL = ["--trainer.max_epochs=1"] + [
     f"--data.init_args.{o}" for o in ("batch_size=4", "image_size=32", "num_workers=0")
@@ -109,7 +113,7 @@ def test_config_takes_a_step(configs, with_cifar, with_images, monkeypatch):
         options += [*SMALL, "--data.init_args.root=FOLDER"]
     if "flowers" in configs[0]:
         options += ["--class_means.cache_dir=cache"]
-    if configs[0] == "configs/imagefolder.yaml":
+    if configs[0] == "configs/imagefolder/kd++.yaml":
         options += ["--model.init_args.teacher.name=timm/resnet50"]
     status, _, err = ndkd("fit", *options, "--trainer.fast_dev_run=true", "--run_dir", "dev")
     assert status == 0, err
@@ -180,7 +184,7 @@ def test_readme_commands_run(with_cifar, with_images, monkeypatch):
         arguments = shlex.split(command)[1:]
         if arguments in (CIFAR10_TEACHER, FOLDER_TEACHER, ["fit", "--config", "configs/digits/teacher.yaml"]):
             continue  # done by the fixtures
-        if "configs/imagefolder.yaml" in arguments:
+        if "configs/imagefolder/kd++.yaml" in arguments:
             arguments += SMALL
         elif arguments[0] == "compare":
             if "--print-commands" not in arguments:
@@ -194,7 +198,7 @@ def test_readme_commands_run(with_cifar, with_images, monkeypatch):
         status, _, err = ndkd(*arguments)
         assert status == 0, f"{command}: {err}"
     assert Run("runs/digits/kd++").is_used
-    assert Run("runs/cifar10_kd++").is_used
+    assert Run("runs/cifar10/kd++").is_used
     rows = Path("runs/imagefolder/predictions.csv").read_text().splitlines()
     assert rows[0] == "file,prediction,confidence,target"
     assert [row.split(",")[0] for row in rows[1:3]] == ["FOLDER/val/goldfish/0.jpg", "FOLDER/val/goldfish/1.jpg"]
@@ -213,7 +217,7 @@ def test_readme_commands_run(with_cifar, with_images, monkeypatch):
 )
 def test_options_that_readme_names_are_accepted(options, workplace):
     assert f"`{options}`" in (REPOSITORY / "README.md").read_text()
-    status, _, err = ndkd("fit", "--config", "configs/cifar10_kd++.yaml", *options.split(), "--print_config")
+    status, _, err = ndkd("fit", "--config", "configs/cifar10/kd++.yaml", *options.split(), "--print_config")
     assert status == 0, err
 
 

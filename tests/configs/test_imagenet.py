@@ -61,7 +61,7 @@ PAIRS = {
     "vitb_r18": Pair(VIT.format("base"), R18, (2, 1), (1.4, 0.5, 2), None, 768),
 }
 REVIEW, REVIEWPP, ALONE = "ReviewKD, not from ViTs", "ReviewKD++, not from ViTs", "student alone"
-DEIT, TEACHER = "configs/imagenet_deit.yaml", "configs/imagenet_teacher.yaml"
+DEIT, TEACHER = "configs/imagenet/regnety_deit/deit++.yaml", "configs/imagenet/teacher.yaml"
 ROWS = {
     (name, row): command
     for (name, row), command in readme_rows(SECTION).items()

@@ -304,22 +304,22 @@ def run(shapes, teacher_file, tmp_path_factory):
         (folder / "data").mkdir()
         (folder / "data" / "shapes").symlink_to(shapes)
         kwargs = json.dumps(SMALL)
-        options = ["--config", "configs/shapes_kd++.yaml", "--trainer.max_epochs=1", "--data.init_args.num_workers=0"]
+        options = ["--config", "configs/shapes/kd++.yaml", "--trainer.max_epochs=1", "--data.init_args.num_workers=0"]
         teacher = json.dumps({"name": "detector/resnet18", "checkpoint": str(teacher_file), "kwargs": SMALL})
         options += ["--model.init_args.teacher", teacher, "--model.init_args.student.kwargs", kwargs]
         status, out, err = ndkd("fit", *options)
         assert status == 0, err
-        yield Path("runs/shapes_kd++"), out
+        yield Path("runs/shapes/kd++"), out
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["configs/shapes_teacher.yaml"],
-        ["configs/shapes_student.yaml"],
-        ["configs/shapes_reviewkd++.yaml"],
-        ["configs/coco_mv2_r50.yaml", "configs/coco/dkd.yaml"],
-        ["configs/coco_r18_r101.yaml", "configs/coco/alone.yaml"],
+        ["configs/shapes/teacher.yaml"],
+        ["configs/shapes/student.yaml"],
+        ["configs/shapes/reviewkd++.yaml"],
+        ["configs/coco/r50_mv2/kd++.yaml", "configs/coco/overlays/dkd.yaml"],
+        ["configs/coco/r101_r18/kd++.yaml", "configs/coco/overlays/alone.yaml"],
     ],
     ids=",".join,
 )
