@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ndkd.configuration.arguments import values_of
-from ndkd.errors import NdkdError, one_of, plain_words
+from ndkd.errors import NdkdError, plain_words, suggestion
 from ndkd.stopping import end_with_parent, stop, stoppable
 
 COMMANDS = {
@@ -73,7 +73,7 @@ def _run(arguments: list[str]) -> int:
         print(f"ndkd {__version__}")
         return 0
     if command not in COMMANDS:
-        raise NdkdError(f"unknown command {command!r}; {one_of(command, list(COMMANDS))} See ndkd --help")
+        raise NdkdError(f"unknown command {command!r}; {suggestion(command, list(COMMANDS))} See ndkd --help")
     if command in PARSERS:
         return run_tool(command, arguments[1:])
     return run_training(command, arguments)

@@ -76,10 +76,10 @@ def _is_of_a_loader(error: BaseException) -> bool:
     return step is not None
 
 
-def one_of(name: str, known: list[str], most: int = 5) -> str:
+def suggestion(name: str, known: list[str], most: int = 5) -> str:
     """The part of an error message that offers the known names nearest to an unknown one.
 
-    >>> one_of("resnet21", ["resnet20", "vgg8"])
+    >>> suggestion("resnet21", ["resnet20", "vgg8"])
     'did you mean resnet20?'
     """
     import difflib
@@ -91,6 +91,6 @@ def one_of(name: str, known: list[str], most: int = 5) -> str:
     return f"known: {', '.join(known[: 4 * most])}{', …' if len(known) > 4 * most else ''}"
 
 
-def some(names: list[str], most: int = 4) -> str:
+def shortened(names: list[str], most: int = 4) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,7 +15,7 @@ STATUS = {"state": str, "headline": str, "error": str, "git_commit": str, "resul
 STATUS |= {"seconds": NUMBER, "parameters": NUMBER}
 
 
-def reading(file: Path, read: Callable[[], Any], to_do: str) -> Any:
+def checked_content(file: Path, read: Callable[[], Any], to_do: str) -> Any:
     """What ``read`` makes of a file; :class:`ndkd.errors.Damaged` whatever happens to it there."""
     try:
         return read()

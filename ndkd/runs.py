@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ndkd.errors import Damaged, NdkdError, one_of
+from ndkd.errors import Damaged, NdkdError, suggestion
 from ndkd.files import write_atomically
 from ndkd.lock import Lock
-from ndkd.run_checks import ARRAYS, checked_arrays, checked_status, entries, is_row, reading, unfolded
+from ndkd.run_checks import ARRAYS, checked_arrays, checked_content, checked_status, entries, is_row, unfolded
 from ndkd.stopping import is_alive
 
 # columns of metrics.csv that a run is compared by, by their names in a table
@@ -61,7 +61,7 @@ class Run:
         if not run.config.is_file():
             what = "is no run folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
             beside = sorted(str(config.parent) for config in run.path.absolute().parent.glob("*/config.yaml"))
-            hint = one_of(str(run.path.absolute()), beside) if beside else "give the folder that ndkd fit names"
+            hint = suggestion(str(run.path.absolute()), beside) if beside else "give the folder that ndkd fit names"
             raise NdkdError(f"run folder {path} {what}; {hint}")
         return run
 
@@ -110,7 +110,9 @@ class Run:
         Raises:
             Damaged: a file that holds none.
         """
-        return reading(self.config, lambda: entries(unfolded(yaml.safe_load(self.config.read_bytes()))), OWN_CONFIG)
+        return checked_content(
+            self.config, lambda: entries(unfolded(yaml.safe_load(self.config.read_bytes()))), OWN_CONFIG
+        )
 
     def update_status(self, **values: Any) -> None:
         """Change or add entries of status.json; None takes an entry away. What cannot be read is written anew."""
@@ -125,7 +127,11 @@ class Run:
             Damaged: a file that holds something else.
         """
         file = self.path / "status.json"
-        return reading(file, lambda: checked_status(json.loads(file.read_bytes())), RESUME) if file.is_file() else {}
+        return (
+            checked_content(file, lambda: checked_status(json.loads(file.read_bytes())), RESUME)
+            if file.is_file()
+            else {}
+        )
 
     def known_status(self) -> dict[str, Any]:
         """The same for whoever writes it anew: of a file that is damaged nothing, which is said."""
@@ -218,7 +224,7 @@ class Run:
             with np.load(file) as arrays:
                 return checked_arrays(kind, dict(arrays))
 
-        return reading(file, read, f"remove it, {kind} of other epochs do without")
+        return checked_content(file, read, f"remove it, {kind} of other epochs do without")
 
     def write_predictions(self, rows: list[Any]) -> Path:
         """Write predictions.csv, a row per image, or predictions.json, a list per image."""

@@ -18,7 +18,7 @@ import torchvision
 import yaml
 from torch import nn
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, suggestion
 
 PACKAGES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "lightning.pytorch", "ndkd")
 # Of Lightning's only what evaluation may meet, and what neither writes files nor calls a function that it is given
@@ -205,7 +205,7 @@ def _full_name(name: str, where: str) -> str:
     if found := next((module.__name__ for module in modules if hasattr(module, name)), None):
         return f"{found}.{name}"
     known = [known for module in modules for known in vars(module) if is_builder(f"{module.__name__}.{known}")]
-    raise NdkdError(f"{where}: there is no class {name}; {one_of(name, known)}")
+    raise NdkdError(f"{where}: there is no class {name}; {suggestion(name, known)}")
 
 
 def _kinds() -> tuple[type, ...]:

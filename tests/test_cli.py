@@ -164,9 +164,9 @@ def test_weights_given_by_the_config_are_tested_without_a_run(workplace):
 
 def started(folder, number):
     """A process that sends itself a signal in the third epoch."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "ndkd", *RESUMED, "--run_dir", folder]
-    command += ["--trainer.callbacks=command.BrokenOff", f"--trainer.callbacks.number={int(number)}"]
+    command += ["--trainer.callbacks=tests.command.BrokenOff", f"--trainer.callbacks.number={int(number)}"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -14,9 +14,9 @@ import yaml
 from matplotlib.figure import Figure
 
 import ndkd.commands.export as exporting
+from ndkd.analysis import load_run
 from ndkd.commands import compare, compare_plan
 from ndkd.commands import compare_jobs as jobs
-from ndkd.analysis import load_run
 from ndkd.errors import Damaged, NdkdError
 from ndkd.models.checkpoint import read_checkpoint
 from ndkd.runs import Run

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ndkd.callbacks import ClassMeans, in_order
 from ndkd.distillation.module import DistillationModule
-from ndkd.distillation.objective import LossTerm
+from ndkd.distillation.objective import LossTerm, Objective
 from ndkd.errors import NdkdError
 from ndkd.losses import DKDLoss, KDLoss, NDLoss, ReviewKDLoss
 from ndkd.models import ModelConfig
@@ -304,7 +304,7 @@ def test_bfloat16_keeps_losses_parameters_and_class_means_in_float32(alone, monk
 
         return value
 
-    monkeypatch.setattr(DistillationModule, "_value", keep("_value", DistillationModule._value))
+    monkeypatch.setattr(Objective, "_value", keep("_value", Objective._value))
     found = alone(precision="bf16-mixed")
     assert dtypes == dict.fromkeys(SAMPLE_MEANS, (torch.bfloat16, torch.float32))
     assert all(value.isfinite() for value in found["logged"].values())

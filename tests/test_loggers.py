@@ -63,7 +63,7 @@ def watched(workplace):
             patch.setenv(f"WANDB_{name}", value)
         wandb.finish()
         wandb.teardown()  # what tests of other files have set up reads the environment no more
-        assert ndkd(*KDPP, "--trainer.callbacks+=command.Terminated")[0] == 143
+        assert ndkd(*KDPP, "--trainer.callbacks+=tests.command.Terminated")[0] == 143
         wandb.finish()
         status, _, err = ndkd(*KDPP, "--ckpt_path", "last")
         assert status == 0, err

@@ -169,7 +169,9 @@ def test_other_options_of_a_term():
     assert "loss: wanted a loss" in refusal(LossTerm, None)
 
 
-@pytest.mark.parametrize("name", ["a.b", "../x", "", "1", 1, True, "a b", "train", "forward", "keys", "loss", "lr"])
+@pytest.mark.parametrize(
+    "name", ["a.b", "../x", "", "1", 1, True, "a b", "train", "forward", "build", "terms", "loss", "lr"]
+)
 def test_the_name_of_a_term(name):
     assert "name the term otherwise" in refusal(check_names, [name])
 
@@ -310,7 +312,7 @@ def test_an_exception_while_a_run_is_built_is_one_line():
 def test_an_exception_in_a_step_is_shown_whole(workplace):
     """It is a fault of the code."""
     options = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--run_dir=run"]
-    broken = ["--trainer.callbacks=[test_nonsense.Broken]"]
+    broken = ["--trainer.callbacks=[tests.test_nonsense.Broken]"]
     with pytest.raises(ZeroDivisionError):
         ndkd("fit", "--config", "configs/digits/student.yaml", *options, *broken)
 

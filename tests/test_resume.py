@@ -21,8 +21,8 @@ from ndkd.data import (
     ImageNetDataModule,
     InMemoryImageFolderDataModule,
 )
+from ndkd.data.drawn_shapes import draw_set
 from ndkd.runs import Run
-from tests.drawn_shapes import main as draw_shapes
 
 EPOCHS = 4
 TIMEOUT = 60  # seconds until a hang is a failure
@@ -99,7 +99,7 @@ def folders(tmp_path_factory):
             file = root / split / f"class{number % 2}" / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).save(file)
-    draw_shapes([str(root / "shapes"), "--train", "8", "--val", "3", "--size", "64"])
+    draw_set(root / "shapes", train=8, val=3, size=64)
     return root
 
 

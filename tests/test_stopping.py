@@ -24,7 +24,7 @@ from ndkd.distillation.module import DistillationModule
 from ndkd.lock import Lock, locked
 from ndkd.runs import Run
 from ndkd.stopping import Stopped, as_worker, is_alive, stop, stoppable
-from tests.command import SHORT, gone, ndkd
+from tests.command import REPOSITORY, SHORT, gone, ndkd
 
 TEACHER = ["fit", "--config", "configs/digits/teacher.yaml", *SHORT, "--trainer.accelerator=cpu"]
 KDPP = ["fit", "--config", "configs/digits/kd++.yaml", *SHORT, "--trainer.accelerator=cpu"]
@@ -55,7 +55,7 @@ def last_line(text):
 @pytest.mark.parametrize("number", STATUS)
 def test_a_signal_stops_training_and_the_run_goes_on(workplace, number):
     folder = f"stopped-{number}"
-    broken = ["--trainer.callbacks=command.BrokenOff", f"--trainer.callbacks.number={int(number)}"]
+    broken = ["--trainer.callbacks=tests.command.BrokenOff", f"--trainer.callbacks.number={int(number)}"]
     status, _, err = ndkd(*TEACHER, "--run_dir", folder, *broken, "--trainer.callbacks.epoch=1")
     assert (status, last_line(err)) == (STATUS[number], GOES_ON)
     assert "Traceback" not in err
@@ -69,7 +69,7 @@ def test_a_signal_stops_training_and_the_run_goes_on(workplace, number):
 @pytest.mark.parametrize("hook", ["on_validation_batch_end", "on_train_epoch_end", "on_fit_end", "on_test_batch_end"])
 def test_a_signal_is_heard_at_any_time(workplace, hook):
     folder = f"heard-{hook}"
-    callback = ["--trainer.callbacks=command.BrokenOff", f"--trainer.callbacks.number={int(signal.SIGTERM)}"]
+    callback = ["--trainer.callbacks=tests.command.BrokenOff", f"--trainer.callbacks.number={int(signal.SIGTERM)}"]
     status, out, err = ndkd(*TEACHER, "--run_dir", folder, *callback, f"--trainer.callbacks.hook={hook}",
                             "--trainer.callbacks.epoch=1")  # fmt: skip
     assert (status, last_line(err)) == (143, GOES_ON)
@@ -285,7 +285,7 @@ def images(workplace):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)).save(file)
     Path("folder.yaml").write_text(FOLDER)
-    return ["fit", "--config", "folder.yaml", "--trainer.callbacks=test_stopping.Workers"]
+    return ["fit", "--config", "folder.yaml", "--trainer.callbacks=tests.test_stopping.Workers"]
 
 
 def test_a_worker_that_is_killed_is_one_line(images):
@@ -309,9 +309,13 @@ def test_a_signal_to_the_whole_group(images, number):
 
 
 def test_a_killed_run_with_workers_continues_to_the_same_weights(images):
-    broken = ["--trainer.callbacks=command.BrokenOff", "--trainer.callbacks.number=9", "--trainer.callbacks.epoch=2"]
+    broken = [
+        "--trainer.callbacks=tests.command.BrokenOff",
+        "--trainer.callbacks.number=9",
+        "--trainer.callbacks.epoch=2",
+    ]
     options = [*images[:-1], "--trainer.max_epochs=4"]
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ndkd", *options, *broken, "--run_dir=killed"]
     assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
     assert len(Run("killed").metrics()) == 2
@@ -329,14 +333,18 @@ def test_a_killed_run_with_workers_continues_to_the_same_weights(images):
 
 
 def test_a_signal_to_all_ranks_is_one_line(workplace):
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     options = [
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
         "--run_dir=ranks",
         "--trainer.enable_progress_bar=false",
     ]
-    options += ["--trainer.callbacks=command.BrokenOff", "--trainer.callbacks.number=15", "--trainer.callbacks.epoch=1"]
+    options += [
+        "--trainer.callbacks=tests.command.BrokenOff",
+        "--trainer.callbacks.number=15",
+        "--trainer.callbacks.epoch=1",
+    ]
     command = [sys.executable, "-m", "ndkd", *TEACHER, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, last_line(done.stderr)) == (143, GOES_ON)
@@ -394,7 +402,7 @@ def test_a_worker_that_hangs_is_not_waited_for():
 def test_workers_end_with_their_parent():
     code = "import multiprocessing as m, os, time; from test_stopping import hangs; "
     code += "p = m.get_context('fork').Process(target=hangs); p.start(); print(p.pid, flush=True); time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())
     time.sleep(0.2)
@@ -559,7 +567,7 @@ class Vanish(L.Callback):
 def test_a_run_folder_that_vanishes_is_an_error(workplace, how, hook):
     shutil.rmtree("elsewhere", ignore_errors=True)
     folder = f"vanishing-{how}-{hook}"
-    options = ["--trainer.callbacks=test_stopping.Vanish", "--trainer.callbacks.how", how]
+    options = ["--trainer.callbacks=tests.test_stopping.Vanish", "--trainer.callbacks.how", how]
     status, _, err = ndkd(*TEACHER, "--run_dir", folder, *options, "--trainer.callbacks.hook", hook)
     assert status == 2
     assert err.splitlines()[-1].startswith("ndkd: ")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
 from ndkd.callbacks.class_sums import ClassSums, UnknownMean
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 
 
 class ClassMeans(L.Callback):
@@ -141,7 +141,7 @@ class ClassMeans(L.Callback):
         sums.reduce(trainer.strategy.reduce)
         means, absent = sums.means(module.class_names, module.allows_empty_classes)
         if absent and trainer.is_global_zero:
-            print(f"ndkd: no region of class {some(absent, most=5)} for its mean: the ND loss leaves it out")
+            print(f"ndkd: no region of class {shortened(absent, most=5)} for its mean: the ND loss leaves it out")
         return means
 
     def _key(self, module: Any, loader: Any) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 
 
 class UnknownMean(NdkdError):
@@ -56,7 +56,8 @@ class ClassSums:
         absent = [str(names[k]) for k in (self.counts == 0).nonzero().flatten().tolist()]
         if absent and not may_be_absent:
             raise UnknownMean(
-                f"no training image of class {some(absent, most=5)}: its mean is unknown; add images or drop the class"
+                f"no training image of class {shortened(absent, most=5)}: its mean is unknown; "
+                "add images or drop the class"
             )
         if not self.sums.isfinite().all():
             raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")

@@ -16,7 +16,7 @@ from ndkd.commands.compare_tables import as_table, write_tables
 from ndkd.commands.table import read_results
 from ndkd.commands.teacher_means import write_teacher_means
 from ndkd.configuration.checks import check_option
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 from ndkd.files import check_folder, write_atomically
 from ndkd.lock import locked
 from ndkd.runs import MEASURED
@@ -89,7 +89,9 @@ def compare(
             _write_results(fits, out, command)
     failed = [fit.run.path.name for fit in fits if fit.error]
     if failed:
-        print(f"ndkd: {len(failed)} of {len(fits)} runs failed: {some(failed)}; see {out}/NAME.log", file=sys.stderr)
+        print(
+            f"ndkd: {len(failed)} of {len(fits)} runs failed: {shortened(failed)}; see {out}/NAME.log", file=sys.stderr
+        )
     return 1 if failed else 0
 
 
@@ -103,7 +105,9 @@ def _write_results(fits: list[Fit], out: Path, command: str) -> None:
     rows = [fit.result() for fit in fits]
     unmeasured = [row["folder"] for row in rows if row["state"] == "finished" and not row.keys() >= MEASURED.keys()]
     note = (
-        f"Not in features.png, having no class means or none of their width: {some(unmeasured)}." if unmeasured else ""
+        f"Not in features.png, having no class means or none of their width: {shortened(unmeasured)}."
+        if unmeasured
+        else ""
     )
     table = write_tables(rows, out, command, note)
     for name, figure in pictures(as_table(rows)):

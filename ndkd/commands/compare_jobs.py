@@ -107,9 +107,9 @@ class Fit:
 
 def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
     """Run them, so many at a time, with one bar for all; a failure is kept in the fit's ``error``."""
-    places, waiting, running = _places(jobs), list(fits), {}
+    places, waiting, running = _environments(jobs), list(fits), {}
     layout = "{l_bar}{bar}| {n:.1f} of {total} runs [{elapsed}<{remaining}{postfix}]"
-    with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _ended(running):
+    with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _terminate_on_exit(running):
         while waiting or running:
             while waiting and places:
                 fit, place = waiting.pop(0), places.pop(0)
@@ -121,14 +121,14 @@ def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
             for process in [process for process in running if process.poll() is not None]:
                 fit, place = running.pop(process)
                 places.append(place)
-                fit.error = _last_words(logs / f"{fit.run.path.name}.log") if process.returncode else None
+                fit.error = _last_message(logs / f"{fit.run.path.name}.log") if process.returncode else None
                 bar.write(f"{fit.run.path.name}: {fit.error or _outcome(fit)}", file=sys.stdout)
             shares = {fit.run.path.name: fit.progress for fit, _ in running.values()}
             bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in shares.items()), refresh=False)
             bar.update(len(fits) - len(waiting) - len(running) + sum(shares.values()) - bar.n)
 
 
-def _places(jobs: int) -> list[dict[str, str]]:
+def _environments(jobs: int) -> list[dict[str, str]]:
     """What the environment of each run at a time adds: its share of the GPUs and of the cores."""
     if jobs == 1:
         return [{}]
@@ -139,7 +139,7 @@ def _places(jobs: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _ended(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
+def _terminate_on_exit(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
     """End what is still running when we are stopped; it can go on from its last epoch."""
     try:
         yield
@@ -161,7 +161,7 @@ def _outcome(fit: Fit) -> str:
     )
 
 
-def _last_words(log: Path) -> str:
+def _last_message(log: Path) -> str:
     """What a run that failed has said at its end."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     said = [line.removeprefix("ndkd: ") for line in lines if line.startswith("ndkd: ")]

@@ -12,7 +12,7 @@ from ndkd.configuration.arguments import default_run_dir
 from ndkd.configuration.checks import check_config
 from ndkd.configuration.entries import differences, entry
 from ndkd.distillation.objective import asks_for_teacher
-from ndkd.errors import NdkdError, one_of, some
+from ndkd.errors import NdkdError, shortened, suggestion
 from ndkd.runs import Run
 
 PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger")  # where a run is kept, not what it is
@@ -78,7 +78,7 @@ def plan(
     names = {config: _name(config) for config in configs}
     for name in names.values():
         if len(twice := [config for config in configs if names[config] == name]) > 1:
-            raise NdkdError(f"{some(twice)} have one name, {name}: give each file a name of its own")
+            raise NdkdError(f"{shortened(twice)} have one name, {name}: give each file a name of its own")
     rows, terms = [], []
     for config, name in names.items():
         options = [*_files(config), *extra]
@@ -93,7 +93,9 @@ def plan(
             rows.append((variant, given, found))
     for option, term in {"control": control, "sweep": sweep and sweep.term}.items():
         if term and term not in terms:
-            raise NdkdError(f"{option}: no configuration has a loss term {term}; {one_of(term, sorted(set(terms)))}")
+            raise NdkdError(
+                f"{option}: no configuration has a loss term {term}; {suggestion(term, sorted(set(terms)))}"
+            )
     fits = []
     for seed in seeds:  # outside, so that a table broken off still compares
         for variant, options, resolved in rows:

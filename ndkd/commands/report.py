@@ -17,10 +17,10 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from ndkd.commands.report_figures import COLOURS, figures
 from ndkd.configuration.entries import entry
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 from ndkd.files import check_folder, sync_folder, write_atomically
 from ndkd.models.checkpoint import read_checkpoint
-from ndkd.models.classes import stored_class_names
+from ndkd.models.run_checkpoint import Known
 from ndkd.runs import MEASURED, Run
 
 MARK = '<meta name="generator" content="ndkd report">'  # by which a report is told from other folders
@@ -39,7 +39,7 @@ def report(runs: list[Path], out: Path | None = None) -> None:
     """
     folders = [path.resolve() for path in runs]
     if twice := [str(path) for path, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
-        raise NdkdError(f"{some(twice)} are one run folder; name each run once")
+        raise NdkdError(f"{shortened(twice)} are one run folder; name each run once")
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     given = zip(runs, folders, cycle(COLOURS), strict=False)
     shown = [ShownRun(path, str(folder.relative_to(common)), colour) for path, folder, colour in given]
@@ -78,7 +78,7 @@ def check_one_task(run: "ShownRun", baseline: "ShownRun") -> None:
     for what, name in names.items():
         found, wanted = getattr(run, name), getattr(baseline, name)
         if found and wanted and found != wanted:
-            found, wanted = (some(each) if isinstance(each, list) else each for each in (found, wanted))
+            found, wanted = (shortened(each) if isinstance(each, list) else each for each in (found, wanted))
             raise NdkdError(
                 f"{run.name} was measured {what} {found}, {baseline.name} {what} {wanted}: report them apart"
             )
@@ -90,7 +90,7 @@ def check_place(out: Path) -> None:
     page, files = out / "index.html", list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
     is_ours = page in files and MARK in page.read_text(errors="replace")
     if other := [file.name for file in files if not (is_ours and (file == page or file.suffix == ".png"))]:
-        raise NdkdError(f"{out} holds what is no report: {some(other)}; choose another folder with --out DIR")
+        raise NdkdError(f"{out} holds what is no report: {shortened(other)}; choose another folder with --out DIR")
 
 
 class ShownRun:
@@ -120,7 +120,7 @@ class ShownRun:
         self.data = str(entry(self.config, "data.class_path") or "").rpartition(".")[2]
         self.metrics = self.metrics.set_index("epoch").join(quantiles_over_epochs(self.features))
         checkpoint = read_checkpoint(run.checkpoint("last")) if run.is_used else {}
-        self.class_names = stored_class_names(checkpoint)
+        self.class_names = Known.of(checkpoint).class_names
         results = {"test": self.status.get("results"), "val": run.validation_results(f"val/{self.headline}")}
         self.results = {images: epochs for images, epochs in results.items() if epochs}
         self.images = len(self.predictions)

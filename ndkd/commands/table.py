@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ndkd.commands.compare_tables import COLUMNS, markdown
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 
 NEEDED = ["config", "control", "seed", "state", "metric", "last", "best", "seconds", "parameters"]
 
@@ -26,7 +26,7 @@ def table(files: list[Path]) -> None:
     twice = runs[runs.duplicated(["config", "seed"])]
     if len(twice):
         names = [f"{run.config}, seed {run.seed}" for run in twice.itertuples()]
-        raise NdkdError(f"{some(names)}: more than one row; give each run once")
+        raise NdkdError(f"{shortened(names)}: more than one row; give each run once")
     print(markdown(runs))
 
 
@@ -43,7 +43,7 @@ def read_results(file: Path) -> pd.DataFrame:
     except (ValueError, UnicodeDecodeError) as error:
         raise NdkdError(f"{file} is no CSV file: {str(error).strip()}; give a results.csv of ndkd compare") from error
     if missing := [name for name in NEEDED if name not in runs]:
-        raise NdkdError(f"{file} has no column {some(missing)}; give a results.csv of ndkd compare")
+        raise NdkdError(f"{file} has no column {shortened(missing)}; give a results.csv of ndkd compare")
     if runs.empty:
         raise NdkdError(f"{file} has no rows; give a results.csv of ndkd compare")
     numbers = ["last", "best", "seconds", "parameters"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, suggestion
 
 MOST_VALUES = 100_000  # with aliases written out; ImageNet's 21,841 names of classes are fine
 DEEPEST = 50
@@ -61,7 +61,7 @@ def read_text(config: Path) -> str:
     if not config.is_file():
         folder = config.parent if config.parent.is_dir() else Path("configs")
         beside = sorted(str(file) for file in folder.rglob("*.yaml"))
-        hint = one_of(str(config), beside) if beside else "correct the path"
+        hint = suggestion(str(config), beside) if beside else "correct the path"
         raise NdkdError(f"config {config} does not exist; {hint}")
     try:
         text = config.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import yaml
 
 from ndkd.configuration.checks import ENDINGS
 from ndkd.configuration.entries import entry
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, suggestion
 
 LOSSES = "model.init_args.losses"
 CONFIG = ("--config", "-c")
@@ -63,7 +63,9 @@ def merged_terms(before: Mapping[str, Any], changes: Mapping[str, Any], where: s
             terms[name] = change
         elif name not in before:
             what = "removes" if change is None else "changes"
-            raise NdkdError(f"{where} {what} the loss term {name}, which is not there; {one_of(name, list(before))}")
+            raise NdkdError(
+                f"{where} {what} the loss term {name}, which is not there; {suggestion(name, list(before))}"
+            )
         elif change is None:
             del terms[name]
         else:

@@ -2,7 +2,7 @@
 
 import re
 
-from ndkd.errors import one_of
+from ndkd.errors import suggestion
 
 
 def one_line(message: str, classes: dict[str, list[str]]) -> str:
@@ -30,7 +30,7 @@ def one_line(message: str, classes: dict[str, list[str]]) -> str:
     unknown = unknown or re.search(r"has no attribute '\w+'\. Got value: (\S+)", message)
     if unknown and unknown[1] != "None":
         name, known = unknown[1].split(".")[-1], classes.get(where.split(".")[-1], [])
-        return f"{where}: there is no class {unknown[1]}; {one_of(name, known)}"
+        return f"{where}: there is no class {unknown[1]}; {suggestion(name, known)}"
     if option := re.search(r"(?:Option|Key|Group) '([^']+)' (?:is not accepted|is not expected)", message):
         return f"{where}: there is no entry {option[1]}; see ndkd fit --print_config for those that exist"
     if missing := re.search(r"arguments are required: (.+)", message):

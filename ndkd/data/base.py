@@ -7,27 +7,27 @@ import lightning.pytorch as L
 
 
 class DataModule(L.LightningDataModule):
-    """Images in the parts ``train``, ``val`` and ``test``; a subclass fills them and says how one becomes batches."""
+    """Images in the splits ``train``, ``val`` and ``test``; a subclass fills them and says how one becomes batches."""
 
     def __init__(self):
         super().__init__()
-        self.parts: dict[str, Any] = {}
+        self.splits: dict[str, Any] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of images of each part, which the second entry of a part is as long as."""
-        return {name: len(part[1]) for name, part in self.parts.items()}
+        """The number of images of each split, which the second entry of a split is as long as."""
+        return {name: len(split[1]) for name, split in self.splits.items()}
 
     @property
     def validates_on_test(self) -> bool:
         """Whether "best" is chosen on the test images."""
-        return self.parts["val"] is self.parts["test"]
+        return self.splits["val"] is self.splits["test"]
 
-    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> Iterable:
+    def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> Iterable:
         raise NotImplementedError
 
     def train_dataloader(self) -> Iterable:
-        loader = self._loader("train", augment=True, shuffle=True)
+        loader = self.loader("train", augment=True, shuffle=True)
         if self.trainer is not None:
             # of a resumed run; the trainer tells it only after workers have begun to draw
             loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
@@ -35,12 +35,12 @@ class DataModule(L.LightningDataModule):
 
     def class_mean_dataloader(self, augment: bool = False) -> Iterable:
         """One pass over the training images, in order."""
-        return self._loader("train", augment)
+        return self.loader("train", augment)
 
     def val_dataloader(self) -> Iterable:
-        return self._loader("val")
+        return self.loader("val")
 
     def test_dataloader(self) -> Iterable:
-        return self._loader("test")
+        return self.loader("test")
 
     predict_dataloader = test_dataloader

@@ -6,7 +6,7 @@ import numpy as np
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from ndkd.data.in_memory import InMemoryDataModule, Part
+from ndkd.data.in_memory import InMemoryDataModule, Split
 from ndkd.errors import NdkdError
 
 
@@ -59,7 +59,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         return f"{unpacked} is incomplete" if there else f"neither {archive} nor {unpacked} is there"
 
     def setup(self, stage: str | None = None) -> None:
-        if not self.parts:
+        if not self.splits:
             train, test = (self.dataset(self.root, train=is_train) for is_train in (True, False))
             self.class_names = tuple(train.classes)
             self.keep({"train": _arrays(train), "test": _arrays(test)})
@@ -74,5 +74,5 @@ class CIFAR100DataModule(CIFAR10DataModule):
     std = (0.2675, 0.2565, 0.2761)
 
 
-def _arrays(dataset: datasets.CIFAR10) -> Part:
+def _arrays(dataset: datasets.CIFAR10) -> Split:
     return np.ascontiguousarray(dataset.data), np.array(dataset.targets, dtype=np.int64)

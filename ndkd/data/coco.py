@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ndkd.data.base import DataModule
-from ndkd.data.disk_loader import ImageLoader, check_least, reading, sharded
-from ndkd.data.image_files import opened
+from ndkd.data.disk_loader import ImageLoader, check_least, sharded, worker_options
+from ndkd.data.image_files import open_image
 from ndkd.data.image_folder import ImageFolderDataModule
 from ndkd.data.samplers import GroupedOrder
 from ndkd.data.transforms import InRGB, Pixels
@@ -74,7 +74,7 @@ class CocoDataModule(DataModule):
         self.batch_size, self.num_workers, self.flip, self.grouped = batch_size, num_workers, flip, group_by_shape
 
     def setup(self, stage: str | None = None) -> None:
-        if self.parts:
+        if self.splits:
             return
         splits = {name: read_split(getattr(self, name), self.images[name], name) for name in ("train", "val")}
         categories, others = (split.categories.items() for split in splits.values())
@@ -83,15 +83,15 @@ class CocoDataModule(DataModule):
         self.category_ids = (0, *splits["train"].categories)
         self.class_names = ("__background__", *splits["train"].categories.values())
         self.num_classes = len(self.class_names)
-        self.parts = {"train": trainable(splits["train"], self.train), "val": splits["val"], "test": splits["val"]}
+        self.splits = {"train": trainable(splits["train"], self.train), "val": splits["val"], "test": splits["val"]}
 
-    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
-        split, batch_size = self.parts[part], self.batch_size if shuffle else 1
-        order = sharded(self, len(split.paths), shuffle)
+    def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
+        images, batch_size = self.splits[split], self.batch_size if shuffle else 1
+        order = sharded(self, len(images.paths), shuffle)
         if shuffle and self.grouped:
-            order = GroupedOrder(order, np.diff(split.sizes)[:, 0] > 0, batch_size)
-        dataset, options = CocoDataset(split, self.flip and augment), reading(self, persistent=shuffle)
-        return ImageLoader(dataset, batch_size=batch_size, sampler=order, collate_fn=lists, **options)
+            order = GroupedOrder(order, np.diff(images.sizes)[:, 0] > 0, batch_size)
+        dataset, options = CocoDataset(images, self.flip and augment), worker_options(self, persistent=shuffle)
+        return ImageLoader(dataset, batch_size=batch_size, sampler=order, collate_fn=collate_lists, **options)
 
 
 class Split(NamedTuple):
@@ -218,7 +218,7 @@ class CocoDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
         index, seed = item
         path, number, (width, height) = self.paths[index], self.split.ids[index], self.split.sizes[index].tolist()
-        with opened(path) as file:
+        with open_image(path) as file:
             image = Pixels()(InRGB(upright=False)(file))
         if image.shape[1:] != (height, width):  # its boxes would lie elsewhere
             found = f"{image.shape[2]}×{image.shape[1]}, its entry (id {number}) says {width}×{height}"
@@ -232,6 +232,6 @@ class CocoDataset(Dataset):
         return image, {**target, "image_id": torch.tensor(number)}
 
 
-def lists(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def collate_lists(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Images and targets, as torchvision's detectors want them."""
     return tuple(map(list, zip(*samples, strict=True)))

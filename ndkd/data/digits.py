@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from torch import from_numpy
 from torch.nn import functional as F
 
-from ndkd.data.in_memory import InMemoryDataModule, Part
+from ndkd.data.in_memory import InMemoryDataModule, Split
 
 TEST_SIZE = 1000
 
@@ -35,12 +35,12 @@ class DigitsDataModule(InMemoryDataModule):
         super().__init__(train_size, val_size, batch_size, pad, flip=False)
 
     def setup(self, stage: str | None = None) -> None:
-        if not self.parts:
+        if not self.splits:
             train, test = self._split(digit_images(), TEST_SIZE, "test")
             self.keep({"train": train, "test": test})
 
 
-def digit_images() -> Part:
+def digit_images() -> Split:
     """The images as uint8 (1797, 32, 32, 3), enlarged from 8×8, and their digits (1797,)."""
     digits = load_digits()
     small = from_numpy(digits.images / 16.0).unsqueeze(1)

@@ -52,7 +52,7 @@ def sharded(data: L.LightningDataModule, size: int, shuffle: bool) -> ShardedOrd
     return ShardedOrder(size, shuffle, run_seed(), rank, world_size)
 
 
-def reading(data: L.LightningDataModule, persistent: bool) -> dict[str, Any]:
+def worker_options(data: L.LightningDataModule, persistent: bool) -> dict[str, Any]:
     """Options of a DataLoader: ``data.num_workers`` workers, by default one for each core, 16 at most."""
     workers, local = data.num_workers, data.trainer.num_devices if data.trainer else 1
     if workers is None:

@@ -95,7 +95,7 @@ def _images_below(folder: Path, walked: dict[str, Path]) -> Iterator[bytes]:
 
 
 @contextmanager
-def opened(path: bytes) -> Iterator[Image.Image]:
+def open_image(path: bytes) -> Iterator[Image.Image]:
     """An image file, to be decoded before it is closed.
 
     Raises:

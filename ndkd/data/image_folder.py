@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from ndkd.data.base import DataModule
-from ndkd.data.disk_loader import ImageLoader, check_least, reading, sharded
-from ndkd.data.image_files import ImageFiles, find_images, opened
+from ndkd.data.disk_loader import ImageLoader, check_least, sharded, worker_options
+from ndkd.data.image_files import ImageFiles, find_images, open_image
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
 
@@ -86,16 +86,16 @@ class ImageFolderDataModule(DataModule):
     @property
     def predict_files(self) -> list[str]:
         """The files of the test images, in order."""
-        return [os.fsdecode(path) for path in self.parts["test"].paths]
+        return [os.fsdecode(path) for path in self.splits["test"].paths]
 
     def setup(self, stage: str | None = None) -> None:
-        if self.parts:
+        if self.splits:
             return
         splits = ["train", "val", *(["test"] if (self.root / "test").is_dir() else [])]
         self.class_names, files = find_images(self.root, splits)
         self.num_classes = len(self.class_names)
         self.mixing = mixing(self.mixup, self.cutmix, self.num_classes)
-        self.parts = {"test": files["val"], **files}
+        self.splits = {"test": files["val"], **files}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, on the device they are on."""
@@ -104,17 +104,17 @@ class ImageFolderDataModule(DataModule):
             return batch
         return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
 
-    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
-        order = sharded(self, len(self.parts[part].target), shuffle)
+    def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
+        order = sharded(self, len(self.splits[split].target), shuffle)
         left = len(order) % self.batch_size
         drop_last = shuffle and (self.drop_last and len(order) >= self.batch_size or left == 1)
         return ImageLoader(
-            FolderDataset(self.parts[part], self.augmented if augment else self.plain),
+            FolderDataset(self.splits[split], self.augmented if augment else self.plain),
             batch_size=self.batch_size,
             sampler=order,
             drop_last=drop_last,  # of a single image BatchNorm has no variance
-            collate_fn=channels_last,
-            **reading(self, persistent=shuffle),
+            collate_fn=collate_channels_last,
+            **worker_options(self, persistent=shuffle),
         )
 
 
@@ -135,12 +135,12 @@ class FolderDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = item
-        with opened(self.paths[index]) as image, torch.random.fork_rng(devices=[]):
+        with open_image(self.paths[index]) as image, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a tenth of an image's time
             return self.transform(image), self.target[index]
 
 
-def channels_last(samples: list[tuple[Tensor, int]]) -> Batch:
+def collate_channels_last(samples: list[tuple[Tensor, int]]) -> Batch:
     """A batch (B, c, h, w), pixel by pixel in memory."""
     images, target = default_collate([(image.permute(1, 2, 0), target) for image, target in samples])
     return images.permute(0, 3, 1, 2), target

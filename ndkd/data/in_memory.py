@@ -8,7 +8,7 @@ from ndkd.data.disk_loader import sharded
 from ndkd.data.in_memory_loader import InMemoryLoader
 from ndkd.errors import NdkdError
 
-Part = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
+Split = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
 
 
 class InMemoryDataModule(DataModule):
@@ -42,27 +42,27 @@ class InMemoryDataModule(DataModule):
         self.train_size, self.val_size, self.batch_size = train_size, val_size, batch_size
         self.pad, self.flip = pad, flip
 
-    def keep(self, parts: dict[str, Part]) -> None:
-        """Take the parts ``train``, ``test`` and, where the set has one, ``val``; split off what is asked."""
+    def keep(self, splits: dict[str, Split]) -> None:
+        """Take the splits ``train``, ``test`` and, where the set has one, ``val``; split off what is asked."""
         if self.val_size:
-            parts["train"], parts["val"] = self._split(parts["train"], self.val_size, "val_size")
-        parts.setdefault("val", parts["test"])
-        if self.train_size is not None and self.train_size != len(parts["train"][1]):
-            parts["train"] = self._split(parts["train"], self.train_size, "train_size")[1]
-        self.parts = parts
-        height, width = parts["train"][0].shape[1:3]
+            splits["train"], splits["val"] = self._split(splits["train"], self.val_size, "val_size")
+        splits.setdefault("val", splits["test"])
+        if self.train_size is not None and self.train_size != len(splits["train"][1]):
+            splits["train"] = self._split(splits["train"], self.train_size, "train_size")[1]
+        self.splits = splits
+        height, width = splits["train"][0].shape[1:3]
         if self.pad > min(height, width):
             raise NdkdError(f"pad: wanted at most the images' {min(height, width)} pixels, got {self.pad}")
 
-    def _loader(self, part: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
-        (images, target), pad, flip = self.parts[part], self.pad if augment else 0, self.flip and augment
+    def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
+        (images, target), pad, flip = self.splits[split], self.pad if augment else 0, self.flip and augment
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         order = sharded(self, len(target), shuffle)
         return InMemoryLoader(images, target, self.batch_size, order, pad, flip, device)
 
-    def _split(self, part: Part, size: int, option: str) -> tuple[Part, Part]:
+    def _split(self, split: Split, size: int, option: str) -> tuple[Split, Split]:
         """Split ``size`` images off, stratified and the same for every seed: (the others, those)."""
-        (images, target), fewest = part, self.num_classes
+        (images, target), fewest = split, self.num_classes
         most = len(target) - fewest
         if not fewest <= size <= most:
             raise NdkdError(f"{option}: wanted {fewest} to {most} images (there are {len(target)}), got {size}")

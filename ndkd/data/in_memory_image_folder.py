@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ndkd.data.image_files import ImageFiles, find_images, opened
-from ndkd.data.in_memory import InMemoryDataModule, Part
+from ndkd.data.image_files import ImageFiles, find_images, open_image
+from ndkd.data.in_memory import InMemoryDataModule, Split
 from ndkd.data.transforms import InRGB
 from ndkd.errors import NdkdError
 
@@ -35,20 +35,20 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         self.root, self.image_size = Path(root), image_size
 
     def setup(self, stage: str | None = None) -> None:
-        if self.parts:
+        if self.splits:
             return
         splits = [split for split in ("train", "val", "test") if split != "val" or (self.root / "val").is_dir()]
         self.class_names, files = find_images(self.root, splits)
         self.num_classes = len(self.class_names)
-        parts = {split: self._read(files[split]) for split in splits}
-        images = parts["train"][0]
+        found = {split: self._read(files[split]) for split in splits}
+        images = found["train"][0]
         self.image_shape = (images.shape[3], *images.shape[1:3])
         self.mean, self.std = _statistics(images)
         if not all(self.std):
             raise NdkdError(f"{self.root / 'train'}: a colour is alike in all pixels; wanted images that differ")
-        self.keep(parts)
+        self.keep(found)
 
-    def _read(self, files: ImageFiles) -> Part:
+    def _read(self, files: ImageFiles) -> Split:
         size = self.image_size and (self.image_size, self.image_size)
         first = size or _pixels(files.paths[0], None).shape[:2]
         images = np.empty((len(files.paths), *first, 3), np.uint8)
@@ -64,7 +64,7 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
 
 def _pixels(path: bytes, size: tuple[int, int] | None) -> np.ndarray:
     """An image as uint8 (h, w, 3)."""
-    with opened(path) as file:
+    with open_image(path) as file:
         image = InRGB(upright=True)(file)
         image.load()
     return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))

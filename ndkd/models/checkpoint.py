@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 from ndkd.models.run_checkpoint import TAKE_ANOTHER
 
 WRAPPERS = ("state_dict", "model")
@@ -109,6 +109,6 @@ def check_keys(wanted: dict[str, Tensor], found: dict[str, Tensor], source: str)
         "unexpected": [key for key in found if key not in wanted],
         "wrongly shaped": shapes,
     }
-    parts = [f"{kind}: {some(keys)}" for kind, keys in differences.items() if keys]
+    parts = [f"{kind}: {shortened(keys)}" for kind, keys in differences.items() if keys]
     if parts:
         raise NdkdError(f"{source} does not fit the model; {'; '.join(parts)}. Is it another architecture or data set?")

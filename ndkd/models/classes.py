@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torchvision
 from torch import nn
 
-from ndkd.errors import NdkdError, some
+from ndkd.errors import NdkdError, shortened
 
 Names = Sequence[str] | None  # of classes, where they are known
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
@@ -59,8 +59,8 @@ def fit_classes(
             return _keep(layers, [list(found).index(name) for name in wanted])
         if strict:
             raise NdkdError(
-                f"{source} does not know {len(missing)} of the data's {len(wanted)} classes: {some(missing)}; it has "
-                f"{some(found)}. Train a teacher on this data, or give its classes the teacher's names"
+                f"{source} does not know {len(missing)} of the data's {len(wanted)} classes: {shortened(missing)}; "
+                f"it has {shortened(found)}. Train a teacher on this data, or give its classes the teacher's names"
             )
     if own == num_classes:
         return None

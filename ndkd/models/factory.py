@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ndkd.errors import NdkdError, one_of, words_of
+from ndkd.errors import NdkdError, suggestion, words_of
 from ndkd.models.cifar import MODELS as CIFAR_MODELS
 from ndkd.models.detectors import build_detector
 from ndkd.models.hubs import from_timm, from_torchvision, torchvision_names
@@ -42,7 +42,7 @@ def build_model(name: str, num_classes: int | None, pretrained: bool = False, **
         return _made(name, partial(make, num_classes, pretrained, **kwargs), kwargs)
     known = [f"{zoo}/{m}" for zoo in ZOO for m in ZOO[zoo]] + [f"torchvision/{m}" for m in torchvision_names()]
     raise NdkdError(
-        f"unknown model {name!r}; {one_of(name, known)} "
+        f"unknown model {name!r}; {suggestion(name, known)} "
         "A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
     )
 
@@ -62,7 +62,7 @@ def _made(name: str, make: Callable[[], Any], kwargs: dict[str, Any]) -> nn.Modu
 
 def _from_zoo(zoo: str, model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
     if model not in ZOO[zoo]:
-        raise NdkdError(f"unknown model '{zoo}/{model}'; {one_of(model, list(ZOO[zoo]))}")
+        raise NdkdError(f"unknown model '{zoo}/{model}'; {suggestion(model, list(ZOO[zoo]))}")
     if pretrained:
         raise NdkdError(f"{zoo}/{model} has no weights on a hub: give a file as checkpoint instead of pretrained")
     return ZOO[zoo][model](num_classes=num_classes, **kwargs)

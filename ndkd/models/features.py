@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, suggestion
 from ndkd.models.output import ModelOutput
 
 HEADS = ("fc", "classifier", "head", "heads", "linear")
@@ -133,7 +133,7 @@ class FeatureExtractor(nn.Module):
         modules = dict(self.model.named_modules())
         if name not in modules or not name:
             known = [known for known in modules if known]
-            raise NdkdError(f"{option}: {type(self.model).__name__} has no layer {name!r}; {one_of(name, known)}")
+            raise NdkdError(f"{option}: {type(self.model).__name__} has no layer {name!r}; {suggestion(name, known)}")
         return modules[name]
 
     def _keep_embedding(self, name: str, layer: nn.Module, inputs: tuple) -> None:

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ndkd.errors import NdkdError, one_of
+from ndkd.errors import NdkdError, suggestion
 from ndkd.models.classes import new_classes
 from ndkd.models.features import find_classifier
 
@@ -47,11 +47,11 @@ def _torchvision_weights(model: str) -> torchvision.models.WeightsEnum:
     architecture, _, tag = model.partition(".")
     known = [*torchvision_names(), *detector_names()]
     if architecture not in known:
-        raise NdkdError(f"unknown model 'torchvision/{model}'; {one_of(architecture, known)}")
+        raise NdkdError(f"unknown model 'torchvision/{model}'; {suggestion(architecture, known)}")
     weights = torchvision.models.get_model_weights(architecture)
     if tag and tag not in weights.__members__:
         known = [f"{architecture}.{name}" for name in weights.__members__]
-        raise NdkdError(f"unknown weights 'torchvision/{model}'; {one_of(model, known)}")
+        raise NdkdError(f"unknown weights 'torchvision/{model}'; {suggestion(model, known)}")
     return weights[tag] if tag else weights.DEFAULT
 
 
@@ -71,7 +71,7 @@ def from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Mo
     has_tag = "." in model
     known = timm.list_models(include_tags=has_tag)
     if not timm.is_model(model) or (has_tag and model not in known):
-        raise NdkdError(f"unknown model 'timm/{model}'; {one_of(model, known)}")
+        raise NdkdError(f"unknown model 'timm/{model}'; {suggestion(model, known)}")
     if not pretrained:
         return timm.create_model(model, num_classes=num_classes, **kwargs)
     try:

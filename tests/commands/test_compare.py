@@ -250,8 +250,8 @@ def test_each_job_has_a_gpu(monkeypatch, visible, wanted):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs._places(3)] == wanted
-    assert jobs._places(1) == [{}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs._environments(3)] == wanted
+    assert jobs._environments(1) == [{}]
 
 
 def test_the_bar_shows_all_runs(teacher):
@@ -302,7 +302,8 @@ def test_a_teacher_that_fails_ends_it(folder):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_kill_ends_the_runs_and_leaves_the_table(teacher, monkeypatch, number, status):
     Path("slow").write_text("20")
-    code = f"import sys; from ndkd import cli; from ndkd.commands import compare_jobs as jobs; jobs.NDKD = {jobs.NDKD}; sys.exit(cli.main())"
+    code = "import sys; from ndkd import cli; from ndkd.commands import compare_jobs as jobs; "
+    code += f"jobs.NDKD = {jobs.NDKD}; sys.exit(cli.main())"
     arguments = ["compare", "--jobs", "2", "--seeds", "0", "1", "--out", "out", STUDENT]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     while not (Run("out/student-seed0").is_used and Run("out/student-seed1").is_used):

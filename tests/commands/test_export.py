@@ -243,7 +243,7 @@ STUDENTS = {
         "kwargs": {"img_size": 32, "depth": 1},
     },
     "torchvision": {"name": "torchvision/mobilenet_v3_small", "classifier": ["classifier.3"]},
-    "one's own": {"name": "test_export:Branching", "classifier": ["fc"], "kwargs": {"scale": 3.0}},
+    "one's own": {"name": "tests.commands.test_export:Branching", "classifier": ["fc"], "kwargs": {"scale": 3.0}},
     "not normalised": {"name": "cifar/resnet8", "classifier": ["fc"], "kwargs": WIDTHS, "mean": None, "std": None},
 }
 
@@ -261,7 +261,7 @@ def test_other_students(kind, run_of, monkeypatch):
 
 
 def test_validation_images_where_there_are_no_test_images(run_of):
-    data = {"class_path": "test_export.NoTestImages", "init_args": {}}
+    data = {"class_path": "tests.commands.test_export.NoTestImages", "init_args": {}}
     run = run_of(config={"data": data})
     status, printed, err = ndkd(
         "export", run.checkpoint("last"), "--out", run.path / "x" / "model.pt", "--format=torch"
@@ -280,7 +280,7 @@ class NoTestImages(exporting.L.LightningDataModule):
 
 
 def test_bytes_become_numbers_up_to_one():
-    _, pixels = exporting.first_images({"class_path": "test_export.NoTestImages"})
+    _, pixels = exporting.first_images({"class_path": "tests.commands.test_export.NoTestImages"})
     assert torch.equal(pixels, torch.ones(7, 3, 32, 32))
     _, pixels = exporting.first_images({"class_path": "DigitsDataModule"})
     data = DigitsDataModule()
@@ -360,14 +360,14 @@ def test_onnx_needs_its_extra(package, run, monkeypatch):
 def test_a_student_that_cannot_be_traced(format, run_of):
     run = run_of(STUDENTS["one's own"])
     line = refused(run.checkpoint("last"), "--format", format, "--out", run.path / f"x{ENDINGS[format]}")
-    start = rf"test_export:Branching cannot be written as {format} \(\w+: .*data-dependent expression"
+    start = rf"tests.commands.test_export:Branching cannot be written as {format} \(\w+: .*data-dependent expression"
     assert re.match(start, line)
     assert line.endswith("; choose another --format")
     assert sorted(file.name for file in run.path.iterdir()) == ["checkpoints", "config.yaml"]
 
 
 def test_other_logits_than_the_checkpoints_are_not_written(run_of):
-    run = run_of({"name": "test_export:Fickle", "classifier": ["fc"]})
+    run = run_of({"name": "tests.commands.test_export:Fickle", "classifier": ["fc"]})
     line = refused(run.checkpoint("last"), "--out", run.path / "x.safetensors")
     assert re.search(r"x.safetensors is not written: read back, its logits differ from the checkpoint's by \d", line)
     assert sorted(file.name for file in run.path.iterdir()) == ["checkpoints", "config.yaml"]
@@ -430,8 +430,8 @@ def test_data_of_an_unknown_class(run_of):
 
 
 def test_data_without_images(run_of, monkeypatch):
-    monkeypatch.setattr(sys.modules["test_export"].NoTestImages, "images", NoTestImages.images[:0])
-    run = run_of(config={"data": {"class_path": "test_export.NoTestImages"}})
+    monkeypatch.setattr(sys.modules[__name__].NoTestImages, "images", NoTestImages.images[:0])
+    run = run_of(config={"data": {"class_path": "tests.commands.test_export.NoTestImages"}})
     line = refused(run.checkpoint("last"), "--out", run.path / "x.safetensors")
     assert line == "NoTestImages gives no image to test or validate on: the file could not be checked"
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ndkd.commands import teacher_means
 from ndkd.callbacks import ClassMeans
 from ndkd.callbacks.class_means_file import read_class_means
+from ndkd.commands import teacher_means
 from ndkd.commands.teacher_means import write_teacher_means
 from ndkd.errors import NdkdError
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from ndkd.configuration.arguments import default_run_dir, values_of
+from ndkd.distillation.building import dry_forward
 from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.models import FeatureExtractor, build_model
@@ -280,7 +281,7 @@ def test_row_is_built(name, row, place, monkeypatch):
         widths = [64, 128, 256, 512, 512] if width == 512 else [256, 512, 1024, 2048, 2048]
         assert [fusion.widen[0].out_channels for fusion in fusions] == widths
         with torch.device("meta"):
-            maps = module._dry_forward().teacher.feature_maps
+            maps = dry_forward(module).teacher.feature_maps
         assert [m.shape[2:] for m in maps] == [(side, side) for side in (56, 28, 14, 7, 1)]
         assert {fusion.narrow[0].out_channels for fusion in fusions} == {pair.reviewkdpp[2]}
 

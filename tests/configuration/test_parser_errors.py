@@ -7,7 +7,7 @@ import pytest
 from ndkd import errors
 from ndkd.configuration import arguments, entries, overlays, parser_errors
 from ndkd.configuration.parser_errors import one_line
-from ndkd.errors import one_of
+from ndkd.errors import suggestion
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -39,10 +39,10 @@ def test_one_line(message, line):
 
 
 def test_nearest_names_else_some_of_them():
-    assert one_of("resnet21", ["vgg8", "resnet20", "resnet110"]) == "did you mean resnet20, resnet110?"
-    assert one_of("Digit", ["A", "DigitsDataModule"]) == "did you mean DigitsDataModule?"
-    assert one_of("zzz", ["a", "b"]) == "known: a, b"
-    assert one_of("zzz", [str(n) for n in range(30)], most=2) == "known: 0, 1, 2, 3, 4, 5, 6, 7, …"
+    assert suggestion("resnet21", ["vgg8", "resnet20", "resnet110"]) == "did you mean resnet20, resnet110?"
+    assert suggestion("Digit", ["A", "DigitsDataModule"]) == "did you mean DigitsDataModule?"
+    assert suggestion("zzz", ["a", "b"]) == "known: a, b"
+    assert suggestion("zzz", [str(n) for n in range(30)], most=2) == "known: 0, 1, 2, 3, 4, 5, 6, 7, …"
 
 
 @pytest.mark.parametrize("module", [arguments, entries, errors, overlays, parser_errors])

@@ -54,7 +54,7 @@ def test_an_archive_that_is_there_is_unpacked_and_read(small):
     data.prepare_data()
     data.setup()
     assert len(data.class_names) == data.num_classes
-    images, target = data.parts["train"]
+    images, target = data.splits["train"]
     assert images.shape == (200, 32, 32, 3)
     assert target.tolist() == [k % data.num_classes for k in range(200)]
     assert sum(len(target) for _, target in data.test_dataloader()) == 100
@@ -77,7 +77,7 @@ def test_files_that_are_not_there_are_downloaded(small, monkeypatch, tmp_path):
         data.prepare_data()
         server.shutdown()
     data.setup()
-    assert len(data.parts["train"][1]) == 200
+    assert len(data.splits["train"][1]) == 200
 
 
 def unpacked_alone(module, archive):

@@ -46,16 +46,16 @@ def test_sizes(options, train, val):
 
 def test_split_is_stratified_disjoint_and_the_same_for_every_seed(monkeypatch):
     data = prepared(train_size=100)
-    parts = {name: keys(part) for name, part in data.parts.items()}
+    parts = {name: keys(part) for name, part in data.splits.items()}
     assert len(parts["train"] | parts["val"] | parts["test"]) == 1300
     for loader, size in ((data.train_dataloader(), 100), (data.val_dataloader(), 200), (data.test_dataloader(), 1000)):
         assert (counts(loader) / size - 0.1).abs().max() < 0.015
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     other = prepared(train_size=100)
-    assert {name: keys(part) for name, part in other.parts.items()} == parts
+    assert {name: keys(part) for name, part in other.splits.items()} == parts
     # scarce labels: the test images stay the same
-    assert keys(prepared().parts["test"]) == parts["test"]
-    assert parts["train"] < keys(prepared().parts["train"])
+    assert keys(prepared().splits["test"]) == parts["test"]
+    assert parts["train"] < keys(prepared().splits["train"])
 
 
 def test_images_are_the_digits_enlarged():
@@ -81,7 +81,7 @@ def test_statistics_are_those_of_the_images():
 
 def test_training_is_augmented_and_class_means_only_if_asked():
     data = prepared(train_size=100, batch_size=100)
-    plain = torch.from_numpy(data.parts["train"][0]).permute(0, 3, 1, 2) / 255
+    plain = torch.from_numpy(data.splits["train"][0]).permute(0, 3, 1, 2) / 255
     assert torch.equal(next(iter(data.class_mean_dataloader()))[0], plain)
     augmented = next(iter(data.class_mean_dataloader(augment=True)))[0]
     assert not torch.equal(augmented, plain)

@@ -309,7 +309,7 @@ def test_a_corrupt_file_is_named(root, content, num_workers, monkeypatch):
     file.unlink()
     file.write_bytes(whole_file[:-40] if content is None else content)
     why = "[^()]*truncated[^()]*.*" if content is None else "it is no image"
-    data = prepared(root, num_workers=num_workers)
+    data = prepared(root, batch_size=3, num_workers=num_workers)  # nobody is left over
     for loader in (data.train_dataloader(), data.class_mean_dataloader()):
         with pytest.raises(NdkdError, match=rf"\Aimage {file} cannot be read \({why}\): replace or remove it\Z"):
             list(loader)

@@ -55,7 +55,7 @@ def test_a_folder_val_is_the_validation_set(root):
         (root / "val" / name).mkdir(parents=True)
         Image.new("RGB", (8, 6), colour).save(root / "val" / name / "0.jpg")
     data = prepared(root)
-    assert [len(data.parts[name][1]) for name in ("train", "val", "test")] == [6, 3, 12]
+    assert [len(data.splits[name][1]) for name in ("train", "val", "test")] == [6, 3, 12]
     assert not data.validates_on_test
 
 
@@ -64,7 +64,7 @@ def test_kinds_of_images_become_rgb(root):
     Image.new("L", (8, 6), 7).save(folder / "a.png")
     Image.new("RGBA", (8, 6), (1, 2, 3, 4)).save(folder / "b.png")
     Image.new("CMYK", (8, 6)).save(folder / "c.jpg")
-    images, target = prepared(root).parts["train"]
+    images, target = prepared(root).splits["train"]
     assert images.shape == (15, 6, 8, 3)
     assert images[target == 0][4:6, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ndkd.callbacks import ClassMeans
 from ndkd.data import CocoDataModule
+from ndkd.data.drawn_shapes import draw_set
 from ndkd.distillation.detection import DetectionDistillationModule, coco_ap
 from ndkd.distillation.objective import LossTerm
 from ndkd.errors import NdkdError
@@ -20,7 +21,6 @@ from ndkd.losses import DKDLoss, KDLoss, NDLoss, ReviewKDLoss, kd_loss, nd_loss
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.detectors import SteadyBatchNorm2d, build_detector
 from tests.command import REPOSITORY, ndkd
-from tests.drawn_shapes import main as draw_shapes
 
 SMALL = {
     "min_size": [64, 80],
@@ -30,6 +30,9 @@ SMALL = {
     "box_batch_size_per_image": 16,
     "box_detections_per_img": 10,
 }
+SET = {"train": 6, "val": 5, "size": 64}
+DRAWN = [f"--data.init_args.{name}={number}" for name, number in {"train_size": 6, "val_size": 5, "size": 64}.items()]
+DRAWN += ["--data.init_args.num_workers=0"]
 PARTS = {
     "objectness": "loss_objectness",
     "rpn_box": "loss_rpn_box_reg",
@@ -47,7 +50,7 @@ def terms(**others):
 def shapes(tmp_path_factory):
     """Drawn shapes in COCO's format: an image without boxes and one with a crowd among them."""
     folder = tmp_path_factory.mktemp("coco") / "shapes"
-    draw_shapes([str(folder), "--train", "6", "--val", "5", "--size", "64"])
+    draw_set(folder, **SET)
     return folder
 
 
@@ -304,7 +307,7 @@ def run(shapes, teacher_file, tmp_path_factory):
         (folder / "data").mkdir()
         (folder / "data" / "shapes").symlink_to(shapes)
         kwargs = json.dumps(SMALL)
-        options = ["--config", "configs/shapes/kd++.yaml", "--trainer.max_epochs=1", "--data.init_args.num_workers=0"]
+        options = ["--config", "configs/shapes/kd++.yaml", "--trainer.max_epochs=1", *DRAWN]
         teacher = json.dumps({"name": "detector/resnet18", "checkpoint": str(teacher_file), "kwargs": SMALL})
         options += ["--model.init_args.teacher", teacher, "--model.init_args.student.kwargs", kwargs]
         status, out, err = ndkd("fit", *options)
@@ -331,7 +334,8 @@ def test_config_takes_a_step(run, teacher_file, options):
     if "teacher" not in options[1] and "student" not in options[1] and "alone" not in options[3]:
         options += ["--model.init_args.teacher", json.dumps(teacher)]
     files = [f"--data.init_args.{split}=data/shapes/annotations/instances_{split}.json" for split in ("train", "val")]
-    status, _, err = ndkd("fit", *options, *files, "--data.init_args.num_workers=0", "--data.init_args.batch_size=2")
+    data = [*files, "--data.init_args.num_workers=0"] if "coco" in options[1] else DRAWN
+    status, _, err = ndkd("fit", *options, *data, "--data.init_args.batch_size=2")
     assert status == 0, err
 
 

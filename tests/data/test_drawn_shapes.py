@@ -3,22 +3,21 @@
 import json
 import os
 
-import drawn_shapes as shapes
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ndkd.data import CocoDataModule
+from ndkd.data import CocoDataModule, DrawnShapesDataModule, drawn_shapes
 from ndkd.errors import NdkdError
 
-SMALL = ["--train", "12", "--val", "6", "--size", "96"]
+SMALL = {"train": 12, "val": 6, "size": 96}
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "set"
-    shapes.main([str(folder), *SMALL])
+    drawn_shapes.draw_set(folder, **SMALL)
     return folder
 
 
@@ -52,21 +51,20 @@ def test_cocos_own_reader_and_ours_agree(drawn):
 def test_outlines():
     """Their areas are those of geometry."""
     for kind, share in {2: np.pi / 4, 3: 1.0, 90: np.pi / 4 * 0.75}.items():
-        mask = shapes.outline(kind, 96, np.array([50.0, 40.0]), 30.0, np.pi / 4)
+        mask = drawn_shapes.outline(kind, 96, np.array([50.0, 40.0]), 30.0, np.pi / 4)
         (top, left), (bottom, right) = np.argwhere(mask).min(axis=0), np.argwhere(mask).max(axis=0)
         assert mask.sum().item() == pytest.approx((bottom + 1 - top) * (right + 1 - left) * share, rel=0.05)
         assert (top + bottom) / 2 == pytest.approx(40, abs=1)
         assert (left + right) / 2 == pytest.approx(50, abs=1)
-    assert not shapes.outline(90, 96, np.array([50.0, 40.0]), 30.0, 0.0)[40, 50]
-    star, triangle = (shapes.outline(kind, 96, np.array([50.0, 40.0]), 30.0, 0.0).sum() for kind in (40, 7))
+    assert not drawn_shapes.outline(90, 96, np.array([50.0, 40.0]), 30.0, 0.0)[40, 50]
+    star, triangle = (drawn_shapes.outline(kind, 96, np.array([50.0, 40.0]), 30.0, 0.0).sum() for kind in (40, 7))
     assert triangle == pytest.approx(3 * 3**0.5 / 4 * 30**2, rel=0.05)
     assert star == pytest.approx(10 * 0.5 * 30 * 0.45 * 30 * np.sin(np.pi / 5), rel=0.05)
 
 
 def test_the_same_seed_draws_the_same_bytes(drawn, tmp_path):
-    shapes.main([str(tmp_path / "again"), *SMALL])
-    (tmp_path / "other").mkdir()  # an empty folder will do
-    shapes.main([str(tmp_path / "other"), *SMALL, "--seed", "1"])
+    drawn_shapes.draw_set(tmp_path / "again", **SMALL)
+    drawn_shapes.draw_set(tmp_path / "other", **SMALL, seed=1)
     assert content(tmp_path / "again") == content(drawn)
     assert not {file.read_bytes() for file in drawn.glob("*/*.png")} & set(content(tmp_path / "other").values())
     assert sorted(os.listdir(tmp_path)) == ["again", "other"]
@@ -74,29 +72,51 @@ def test_the_same_seed_draws_the_same_bytes(drawn, tmp_path):
     assert len(train | val) == 18
 
 
-def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path, monkeypatch):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
-    for folder in (tmp_path / "full", tmp_path / "full" / "thesis.txt"):
-        with pytest.raises(NdkdError, match=f"^{folder} is not empty: remove it or give another folder$"):
-            shapes.main([str(folder), *SMALL])
-    draw = shapes.draw
+def test_nothing_is_left_half_drawn(tmp_path, monkeypatch):
+    draw = drawn_shapes.draw
 
     def interrupted(number, *arguments):
         if number == 5:
             raise KeyboardInterrupt
         return draw(number, *arguments)
 
-    monkeypatch.setattr(shapes, "draw", interrupted)
+    monkeypatch.setattr(drawn_shapes, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shapes.main([str(tmp_path / "half"), *SMALL])
-    assert os.listdir(tmp_path) == ["full"]
+        drawn_shapes.draw_set(tmp_path / "half", **SMALL)
+    assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("wrong", [["--train", "2"], ["--val", "0"], ["--size", "8"], ["--seed", "-1"]])
-def test_options(tmp_path, wrong):
-    with pytest.raises(NdkdError, match="^wanted at least --train 3, --val 3, --size 64 and --seed 0$"):
-        shapes.main([str(tmp_path / "set"), *wrong])
+def module(root, **options):
+    data = DrawnShapesDataModule(root, **({"train_size": 12, "val_size": 6, "num_workers": 0} | options))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_the_set_is_drawn_when_it_is_first_wanted(drawn, tmp_path):
+    data = module(tmp_path / "data" / "shapes")
+    assert content(data.root) == content(drawn)
+    assert data.sizes == {"train": 12, "val": 6, "test": 6}
+    written = {file: file.stat().st_mtime_ns for file in data.root.rglob("*.png")}
+    module(data.root)
+    assert {file: file.stat().st_mtime_ns for file in data.root.rglob("*.png")} == written
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(drawn, tmp_path):
+    with pytest.raises(NdkdError, match="holds shapes drawn with train 12, val 6, size 96, seed 0: remove it, or name"):
+        module(drawn, val_size=7)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(NdkdError, match=f"^{tmp_path} holds no drawn shapes: remove it, or name another root$"):
+        module(tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "least"), [("train_size", 2, 3), ("val_size", 0, 3), ("size", 8, 64), ("drawing_seed", -1, 0)]
+)
+def test_numbers_that_are_too_small(tmp_path, name, number, least):
+    with pytest.raises(NdkdError, match=f"^{name}: wanted at least {least}, got {number}$"):
+        DrawnShapesDataModule(tmp_path, **{name: number})
 
 
 def test_files(drawn):

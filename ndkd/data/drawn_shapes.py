@@ -1,14 +1,15 @@
-"""A small set of drawn shapes in COCO's format: ``python tests/drawn_shapes.py FOLDER``."""
+"""A small set of drawn shapes in COCO's format, which needs no download."""
 
-import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ndkd.data.coco import CocoDataModule
+from ndkd.data.disk_loader import check_least
 from ndkd.errors import NdkdError
 from ndkd.seeds import generator
 
@@ -18,36 +19,83 @@ SHAPES |= {40: ("star", 10, 0.45, 0), 90: ("ring", 60, 1, 0.5)}
 CATEGORIES = [{"id": number, "name": shape[0]} for number, shape in SHAPES.items()]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Draw the images and write their boxes.
+class DrawnShapesDataModule(CocoDataModule):
+    """Circles, squares, triangles, stars and rings, some over others, one crowd and one empty image.
+
+    They are drawn when they are first wanted, the same for the same numbers.
+
+    Args:
+        root: the folder that they are kept in.
+        train_size: number of training images.
+        val_size: number of images to validate and test on.
+        size: height and width in pixels.
+        drawing_seed: of the drawing; the images do not depend on a run's seed.
+        batch_size: training images per step and process.
+        flip: mirror half of the training images.
+        num_workers: processes that read images; by default one for each core, 16 at most.
 
     Raises:
-        NdkdError: a folder that is not empty, a number that is too small.
+        NdkdError: numbers that are too small, or a folder that holds something else.
     """
-    parser = argparse.ArgumentParser(prog="python tests/drawn_shapes.py", description=__doc__.partition(":")[0])
-    parser.add_argument("folder", type=Path)
-    for name, default in {"train": 400, "val": 100, "size": 160, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args(arguments)
-    if min(options.train, options.val) < 3 or options.size < 64 or options.seed < 0:
-        raise NdkdError("wanted at least --train 3, --val 3, --size 64 and --seed 0")
-    folder = options.folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NdkdError(f"{folder} is not empty: remove it or give another folder")
+
+    def __init__(
+        self,
+        root: Path = Path("data/shapes"),
+        train_size: int = 300,
+        val_size: int = 100,
+        size: int = 96,
+        drawing_seed: int = 0,
+        batch_size: int = 2,
+        flip: bool = True,
+        num_workers: int | None = None,
+    ):
+        check_least(train_size=(train_size, 3), val_size=(val_size, 3), size=(size, 64), drawing_seed=(drawing_seed, 0))
+        self.root = Path(root)
+        self.drawn = {"train": train_size, "val": val_size, "size": size, "seed": drawing_seed}
+        train, val = (self.root / "annotations" / f"instances_{split}.json" for split in ("train", "val"))
+        super().__init__(train, val, batch_size=batch_size, flip=flip, num_workers=num_workers)
+
+    def prepare_data(self) -> None:
+        if not self.root.exists():
+            draw_set(self.root, **self.drawn)
+
+    def setup(self, stage: str | None = None) -> None:
+        try:
+            found = json.loads(self.train.read_bytes())["info"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NdkdError(f"{self.root} holds no drawn shapes: remove it, or name another root") from error
+        if found != self.drawn:
+            shown = ", ".join(f"{name} {number}" for name, number in found.items())
+            raise NdkdError(f"{self.root} holds shapes drawn with {shown}: remove it, or name another root")
+        super().setup(stage)
+
+
+def draw_set(folder: Path, train: int, val: int, size: int, seed: int = 0) -> None:
+    """Draw the images and write their boxes, all or nothing.
+
+    Args:
+        folder: is not there yet.
+        train: number of training images.
+        val: number of images to validate on.
+        size: height and width in pixels.
+        seed: of the drawing.
+    """
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {"train": train, "val": val, "size": size, "seed": seed}
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        whole = Path(beside, "whole")  # or nothing
+        whole = Path(beside, "whole")
         (whole / "annotations").mkdir(parents=True)
         for number, split in enumerate(("train", "val")):
             (whole / split).mkdir()
-            images, boxes = [], []
-            for image in range(1, getattr(options, split) + 1):
-                picture, found = draw(image, options.size, generator(options.seed, number, image))
+            images: list[dict[str, Any]] = []
+            boxes: list[dict[str, Any]] = []
+            for image in range(1, numbers[split] + 1):
+                picture, found = draw(image, size, generator(seed, number, image))
                 picture.save(whole / split / f"{image:06d}.png")
-                size = {"width": options.size, "height": options.size}
-                images.append({"id": image, "file_name": f"{image:06d}.png", **size})
+                images.append({"id": image, "file_name": f"{image:06d}.png", "width": size, "height": size})
                 boxes += [{"id": n, "image_id": image, **box} for n, box in enumerate(found, len(boxes) + 1)]
-            content = {"images": images, "annotations": boxes, "categories": CATEGORIES}
+            content = {"info": numbers, "images": images, "annotations": boxes, "categories": CATEGORIES}
             (whole / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
         whole.rename(folder)
 
@@ -87,10 +135,3 @@ def outline(kind: int, size: int, center: np.ndarray, radius: float, angle: floa
     for scale in (1, hole) if hole else (1,):
         ImageDraw.Draw(mask).polygon([*map(tuple, (center + scale * points).tolist())], fill=int(scale == 1))
     return np.array(mask)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except NdkdError as error:
-        sys.exit(f"shapes: {error}")
