@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
 from ndkd.callbacks.class_sums import ClassSums, UnknownMean
+from ndkd.data.base import HasClassMeanLoader, HasFingerprint
 from ndkd.errors import NdkdError, shortened
 
 
@@ -82,7 +83,7 @@ class ClassMeans(L.Callback):
                 return stored
             return self._unmeasured(trainer, f"the embeddings are {width} wide, those of {self.file} {wide}", stored)
         # foreign data may change its order with every pass
-        if module.teacher is None or not hasattr(trainer.datamodule, "class_mean_dataloader"):
+        if module.teacher is None or not isinstance(trainer.datamodule, HasClassMeanLoader):
             return None
         if (wide := module.teacher.embedding_dim) != width:
             return self._unmeasured(trainer, f"the student's embeddings are {width} wide, the teacher's {wide}")
@@ -107,12 +108,13 @@ class ClassMeans(L.Callback):
         return replace(stored, class_means=means.to(module.device))
 
     def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
-        ours = getattr(trainer.datamodule, "class_mean_dataloader", None)
-        # foreign data: its training images as they come
-        loader = ours(self.augment) if ours else trainer.fit_loop._data_source.dataloader()
+        if isinstance(data := trainer.datamodule, HasClassMeanLoader):
+            loader = data.class_mean_dataloader(self.augment)
+        else:  # foreign data: its training images as they come
+            loader = trainer.fit_loop._data_source.dataloader()
         if self.cache_dir is None:
             return self._compute(trainer, module, loader)
-        if not hasattr(loader, "fingerprint"):
+        if not isinstance(loader, HasFingerprint):
             raise NdkdError("class_means.cache_dir: this data has no fingerprint to tell it by; leave cache_dir out")
         file = Path(self.cache_dir) / f"{self._key(module, loader)}.safetensors"
         # every rank looks before any rank writes
@@ -137,7 +139,7 @@ class ClassMeans(L.Callback):
                 break
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
             sums.add(*module.teacher_embeddings(batch))
-            seen += len(batch[0])
+            seen += 0 if most is None else len(batch[0])  # another task's batch may be anything
         sums.reduce(trainer.strategy.reduce)
         means, absent = sums.means(module.class_names, module.allows_empty_classes)
         if absent and trainer.is_global_zero:

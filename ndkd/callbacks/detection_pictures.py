@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import resize
 from torchvision.utils import draw_bounding_boxes
 
+from ndkd.callbacks.base import LogsImages
 from ndkd.files import write_atomically
 from ndkd.runs import Run
 
@@ -67,7 +68,7 @@ class DetectionPictures(Checkpoint):
         file = self.run.path / "pictures" / f"{epoch:04d}.png"
         write_atomically(file, lambda out: image.save(out, "PNG"))
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # Weights & Biases
+            if isinstance(logger, LogsImages):  # Weights & Biases
                 logger.log_image("val/detections", [image])
             elif hasattr(logger.experiment, "add_image"):  # TensorBoard
                 logger.experiment.add_image("val/detections", picture, epoch)

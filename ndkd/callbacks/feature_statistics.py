@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
+from ndkd.callbacks.base import LogsHistograms
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.class_means_file import StoredMeans
 from ndkd.callbacks.run_recorder import in_order
@@ -98,7 +99,7 @@ class FeatureStatistics(Checkpoint):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, trainer.global_step - 1)
-            if hasattr(logger, "log_histograms"):  # Weights & Biases
+            if isinstance(logger, LogsHistograms):  # Weights & Biases
                 logger.log_histograms(histograms, trainer.global_step - 1)
 
 

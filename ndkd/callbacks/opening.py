@@ -4,6 +4,8 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from ndkd.data.base import HasSizes
+
 
 class Opening(L.Callback):
     """Print ``objective: …`` and, where the DataModule tells, ``data: …`` before the first epoch."""
@@ -12,7 +14,7 @@ class Opening(L.Callback):
         if not trainer.is_global_zero:
             return
         print(f"objective: {pl_module.objective}")
-        if hasattr(trainer.datamodule, "sizes"):
+        if isinstance(trainer.datamodule, HasSizes):
             print(f"data: {described(trainer.datamodule)}")
 
 

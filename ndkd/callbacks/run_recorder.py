@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from ndkd.callbacks.checkpoints import begin_next_epoch, moved_to
+from ndkd.data.base import HasBatchSize
 from ndkd.errors import NdkdError, plain_words
 from ndkd.runs import Run
 from ndkd.stopping import stop
@@ -43,7 +44,7 @@ class RunRecorder(Checkpoint):
         """Everything is built, and Lightning has not yet written the loggers' files of hyper-parameters."""
         self._origin = {"git_commit": git_commit(), "versions": versions()}
         settings = {**yaml.safe_load(self.config), **self._origin}
-        if hasattr(trainer.datamodule, "batch_size"):
+        if isinstance(trainer.datamodule, HasBatchSize):
             copies = trainer.world_size * trainer.accumulate_grad_batches
             settings["global_batch_size"] = trainer.datamodule.batch_size * copies
         for logger in trainer.loggers:

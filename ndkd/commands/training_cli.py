@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ndkd.distillation.detection  # so that a config can say DetectionDistillationModule
 import ndkd.losses  # and NDLoss  # noqa: F401
+from ndkd.callbacks.base import Waits
 from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
@@ -213,7 +214,7 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         for logger in self.trainer.loggers:
-            if hasattr(logger, "is_waiting"):  # Weights & Biases
+            if isinstance(logger, Waits):  # Weights & Biases
                 logger.is_waiting = True
 
     def after_fit(self) -> None:

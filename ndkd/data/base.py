@@ -1,9 +1,94 @@
-"""What all DataModules have in common."""
+"""What a DataModule may offer, and what ours have in common.
 
-from collections.abc import Iterable
-from typing import Any
+Any ``LightningDataModule`` will do. The protocols say what is asked of it beyond Lightning's own methods, each of them
+optional and by whom it is asked for; ``docs/extending.md`` has a worked example.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as L
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """The number of classes; without it the module's own ``num_classes`` is wanted."""
+
+    num_classes: int
+
+
+@runtime_checkable
+class HasClassNames(Protocol):
+    """The names of the classes, in order: a teacher of other classes is fitted by them or refused."""
+
+    class_names: Sequence[str]
+
+
+@runtime_checkable
+class HasNormalisation(Protocol):
+    """Mean and standard deviation per channel of images in [0, 1], for models that bring none of their own."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+@runtime_checkable
+class HasImageShape(Protocol):
+    """(c, h, w) of the images; without it a first batch is looked at."""
+
+    image_shape: Sequence[int]
+
+
+@runtime_checkable
+class HasBatchSize(Protocol):
+    """Images per step and process, of which the loggers are told the global batch size."""
+
+    batch_size: int
+
+
+@runtime_checkable
+class HasClassMeanLoader(Protocol):
+    """One pass over the training images in order, augmented or not.
+
+    Without it the class means come from the training images as they are loaded, and angles are measured only where a
+    loss asks for class means.
+    """
+
+    def class_mean_dataloader(self, augment: bool = False) -> Iterable[Any]: ...
+
+
+@runtime_checkable
+class HasFingerprint(Protocol):
+    """Of the loader of a class mean pass: a text that changes with its images, wanted by ``class_means.cache_dir``."""
+
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class HasSizes(Protocol):
+    """The number of images of each split, and whether "best" is chosen on the test images: what a fit says first.
+
+    A DataModule with ``sizes`` has ``validates_on_test`` and ``num_classes`` too.
+    """
+
+    sizes: Mapping[str, int]
+    validates_on_test: bool
+
+
+@runtime_checkable
+class HasFiles(Protocol):
+    """The files of the images that ``ndkd predict`` passes over, in order."""
+
+    predict_files: Sequence[str]
+
+
+@runtime_checkable
+class HasBoxes(Protocol):
+    """What a detector's evaluation wants: COCO's category of each label, and the annotations to validate on."""
+
+    category_ids: Sequence[int]
+    val: Path
 
 
 class DataModule(L.LightningDataModule):

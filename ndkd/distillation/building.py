@@ -60,7 +60,7 @@ def dry_forward(module: Any) -> StepOutput:
     except (RuntimeError, AssertionError) as error:
         if "view size" in str(error):
             raise NdkdError("a model cannot work on channels-last images: set channels_last: false") from error
-        size = " × ".join(map(str, batch[0][0].shape))
+        size = " × ".join(map(str, batch[0][0].shape)) if isinstance(batch, tuple) else "this size"
         raise NdkdError(f"a model does not accept images of {size}: {error}") from error
     finally:
         module.train(was_training)
