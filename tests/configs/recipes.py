@@ -1,4 +1,4 @@
-"""The paper's tables: README's command for each row, and the recipe that a command resolves to."""
+"""The paper's tables: the pages' command for each row, and the recipe that a command resolves to."""
 
 import re
 import shlex
@@ -6,7 +6,8 @@ from string import Template
 
 import yaml
 
-from tests.command import REPOSITORY, ndkd
+from tests.command import ndkd
+from tests.pages import section, shipped
 
 # The entries of init_args that make a recipe, where a class has them.
 LOSS = ("temperature", "alpha", "beta", "gamma", "max_mid_channels")
@@ -15,18 +16,13 @@ SCHEDULER = ("milestones", "gamma", "warmup", "min_lr")
 DATA = ("batch_size", "pad", "flip", "image_size", "interpolation", "rand_augment", "erase", "mixup", "cutmix")
 
 
-def readme_section(title):
-    """README's text below a heading."""
-    return (REPOSITORY / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def readme_rows(title):
+def rows(page, title):
     """The arguments of every command by pair and row, from a section's tables."""
-    section = readme_section(title)
-    settings = [dict(part.split("=") for part in line.split()) for line in re.findall(r"`(PAIR=.*?)`", section)]
-    commands = re.findall(r"^\| (.+?) \| `ndkd (fit .+?)` \|$", section, flags=re.MULTILINE)
+    found = section(page, title)
+    settings = [dict(part.split("=") for part in line.split()) for line in re.findall(r"`(PAIR=.*?)`", found)]
+    commands = re.findall(r"^\| (.+?) \| `ndkd (fit .+?)` \|$", found, flags=re.MULTILINE)
     return {
-        (values["PAIR"], row): shlex.split(Template(command).substitute(values))
+        (values["PAIR"], row): shipped(shlex.split(Template(command).substitute(values)))
         for values in settings
         for row, command in commands
     }

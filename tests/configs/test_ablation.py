@@ -1,10 +1,11 @@
-"""The paper's ablation: README's lines for it, and what each overlay resolves to."""
+"""The paper's ablation: the page's lines for it, and what each overlay resolves to."""
 
 import copy
 import functools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ from ndkd.commands.compare_plan import _name
 from ndkd.configuration.arguments import values_of
 from tests.command import REPOSITORY
 from tests.configs.recipes import resolved
+from tests.pages import shipped
+from tests.pages import text as text_of
 
 TERMS = {
     "cosine": ("CosineLoss", {}),
@@ -37,9 +40,14 @@ def in_the_repository(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ndkd"])
 
 
+def file_of(folder, name):
+    """An overlay of a set."""
+    return f"{Path(SETS[folder][0]).parent}/overlays/ablation/{name}.yaml"
+
+
 def test_there_are_no_others():
-    found = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "configs/ablation").rglob("*.yaml")}
-    assert found == {f"configs/ablation/{folder}/{name}.yaml" for folder, name in OVERLAYS}
+    found = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "configs").rglob("ablation/*.yaml")}
+    assert found == {file_of(folder, name) for folder, name in OVERLAYS}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,7 @@ def base_of():
 @pytest.mark.parametrize(("folder", "name"), OVERLAYS)
 def test_an_overlay_is_cross_entropy_kd_or_not_and_one_term(base_of, folder, name):
     base, weight, _ = SETS[folder]
-    file = f"configs/ablation/{folder}/{name}.yaml"
+    file = file_of(folder, name)
     content = yaml.safe_load((REPOSITORY / file).read_text())
     assert [*content, *content["model"], *content["model"]["init_args"]] == ["model", "init_args", "losses"]
     plain, config = copy.deepcopy(base_of(folder)), resolved(["fit", "--config", base, "--config", file])
@@ -70,12 +78,12 @@ def test_an_overlay_is_cross_entropy_kd_or_not_and_one_term(base_of, folder, nam
 
 
 @pytest.mark.parametrize("folder", SETS)
-def test_readme_has_a_line_whose_rows_read_well(folder):
-    text = " ".join((REPOSITORY / "README.md").read_text().split())
+def test_the_page_has_a_line_whose_rows_read_well(folder):
+    text = " ".join(text_of("compare-and-report").split())
     lines = [line for line in re.findall(r"`(ndkd compare [^`]*)`", text) if f"--out runs/{folder}-ablation" in line]
     assert len(lines) == 1
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {lines[0]}"], capture_output=True, text=True, check=True)
-    words = words.stdout.splitlines()
+    words = shipped(words.stdout.splitlines())
     assert values_of(("--out",), words)
     names = [_name(word) for word in words if word.endswith(".yaml") and not word.endswith("teacher.yaml")]
     assert {*ALONE, *ON_KD} < set(names)

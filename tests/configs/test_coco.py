@@ -1,18 +1,18 @@
-"""README's commands for the paper's COCO table are the published recipes."""
+"""The page's commands for the paper's COCO table are the published recipes."""
 
 import sys
 
 import pytest
 
 from tests.command import REPOSITORY
-from tests.configs.recipes import readme_rows, resolved
+from tests.configs.recipes import resolved, rows
 
-ROWS = readme_rows("Detectors: the paper's COCO table")
+ROWS = rows("detection", "COCO")
 # teacher, student; weights of kd and nd; of reviewkd and nd in "++"; of reviewkd alone
 PAIRS = {
-    "r18_r101": ("resnet101", "resnet18", (1, 1.5), (1.2, 1.5), 1.2),
-    "r50_r101": ("resnet101", "resnet50", (1, 1), (1.4, 1), 1.0),
-    "mv2_r50": ("resnet50", "mobilenet_v2", (1, 1), (2.2, 1.5), 2.0),
+    "r101_r18": ("resnet101", "resnet18", (1, 1.5), (1.2, 1.5), 1.2),
+    "r101_r50": ("resnet101", "resnet50", (1, 1), (1.4, 1), 1.0),
+    "r50_mv2": ("resnet50", "mobilenet_v2", (1, 1), (2.2, 1.5), 2.0),
 }
 OWN = ("objectness", "rpn_box", "class", "box")
 SIZES = {"min_size": [640, 672, 704, 736, 768, 800], "max_size": 1333}
@@ -37,10 +37,10 @@ def test_rows_are_the_published_recipe(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ndkd"])
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    rows = {row: command for (of_pair, row), command in ROWS.items() if of_pair == pair}
-    assert len(rows) == 7
+    commands = {row: command for (of_pair, row), command in ROWS.items() if of_pair == pair}
+    assert len(commands) == 7
     teacher, student, *_ = PAIRS[pair]
-    for row, command in rows.items():
+    for row, command in commands.items():
         config = resolved(command)
         model = config["model"]["init_args"]
         alone = row in ("teacher alone", "student alone")
@@ -51,7 +51,7 @@ def test_rows_are_the_published_recipe(pair, tmp_path, monkeypatch):
         if not alone:
             assert model["teacher"]["name"] == f"detector/{teacher}"
             assert model["teacher"]["kwargs"] == SIZES
-            run = f"runs/coco_{teacher.replace('resnet', 'r')}_teacher"
+            run = f"runs/coco/teachers/{teacher.replace('resnet', 'r')}"
             assert model["teacher"]["checkpoint"] == f"{run}/checkpoints/last.ckpt"
         terms = {name: term for name, term in model["losses"].items() if term["weight"]}
         assert [terms.pop(name)["weight"] for name in OWN] == [1] * 4

@@ -1,7 +1,5 @@
-"""Every shipped configuration is built and takes a step; README's commands are real."""
+"""Every shipped configuration is built and takes a step."""
 
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +9,20 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
 from torchvision import datasets
 from torchvision.models import WeightsEnum
 
 from ndkd.data import CIFAR100DataModule
 from ndkd.models import build_model
-from ndkd.runs import Run
 from tests.command import REPOSITORY, SHORT, ndkd
 
 CONFIGS = sorted(file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "configs").rglob("*.yaml"))
 WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFIGS}
 WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
-ELSEWHERE = ("imagenet", "coco_", "shapes_")  # in test_imagenet_configs.py, test_coco_configs.py, test_detection.py
+ELSEWHERE = ("imagenet/", "coco/", "shapes/")  # in test_imagenet.py, test_coco.py, test_detection.py
 WHOLE = {name: content for name, content in WHOLE.items() if not any(part in name for part in ELSEWHERE)}
-PAIRS = [Path(name).stem.removeprefix("cifar_") for name in WHOLE if name.startswith("configs/cifar_")]
-STEPS = [  # all that need code of their own; test_cifar_configs.py has the numbers of the others
+PAIRS = [Path(name).parent.as_posix() for name in WHOLE if name.startswith("configs/cifar100/") and "short" not in name]
+STEPS = [  # all that need code of their own; test_cifar.py has the numbers of the others
     *([name] for name in WHOLE),
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
     ["configs/cifar10/kd++.yaml", "configs/cifar10/overlays/outside_teacher.yaml"],
@@ -35,7 +31,7 @@ STEPS = [  # all that need code of their own; test_cifar_configs.py has the numb
         "configs/cifar100/overlays/alone.yaml",
         "configs/cifar100/overlays/mdistiller.yaml",
     ],
-    *([f"configs/cifar_{pair}.yaml", f"configs/cifar/{pair}/reviewkd++.yaml"] for pair in PAIRS),
+    *([f"{pair}/kd++.yaml", f"{pair}/overlays/reviewkd++.yaml"] for pair in PAIRS),
 ]
 CIFAR10_TEACHER = "fit --config configs/cifar10/student.yaml --model.init_args.student.name cifar/resnet56"
 CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10/teacher"]
@@ -162,77 +158,3 @@ def test_kd_is_kdpp_with_nd_at_zero(workplace):
     plain, plus = (resolved(f"configs/digits/{name}.yaml")["model"]["init_args"] for name in ("kd", "kd++"))
     del plus["losses"]["nd"]
     assert plain == plus
-
-
-def readme_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
-
-
-def readme_commands():
-    lines = "\n".join(readme_blocks("bash")).replace("\\\n", " ").splitlines()
-    commands = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
-    return [command for command in commands if command.startswith("ndkd ")]
-
-
-def test_readme_commands_run(with_cifar, with_images, monkeypatch):
-    """In README's order; training is cut to one epoch of a few images."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    commands = readme_commands()
-    assert len(commands) >= 4
-    assert "ndkd fit --config configs/digits/kd++.yaml" in commands
-    for command in dict.fromkeys(commands):
-        arguments = shlex.split(command)[1:]
-        if arguments in (CIFAR10_TEACHER, FOLDER_TEACHER, ["fit", "--config", "configs/digits/teacher.yaml"]):
-            continue  # done by the fixtures
-        if "configs/imagefolder/kd++.yaml" in arguments:
-            arguments += SMALL
-        elif arguments[0] == "compare":
-            if "--print-commands" not in arguments:
-                arguments.insert(1, "--print-commands")  # test_compare.py trains
-        elif "runs/digits-table/student-seed0" in arguments:
-            continue  # made by the one before
-        elif arguments[0] == "fit" and "--help" not in arguments:
-            arguments += ["--trainer.max_epochs=1", "--data.init_args.train_size=40", "--trainer.limit_test_batches=2"]
-            if "--ckpt_path" in arguments:
-                arguments += ["--trainer.max_epochs=2"]
-        status, _, err = ndkd(*arguments)
-        assert status == 0, f"{command}: {err}"
-    assert Run("runs/digits/kd++").is_used
-    assert Run("runs/cifar10/kd++").is_used
-    rows = Path("runs/imagefolder/predictions.csv").read_text().splitlines()
-    assert rows[0] == "file,prediction,confidence,target"
-    assert [row.split(",")[0] for row in rows[1:3]] == ["FOLDER/val/goldfish/0.jpg", "FOLDER/val/goldfish/1.jpg"]
-    assert len(list(Path("runs/class_means").iterdir())) == 2  # of two teachers
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--data CIFAR10DataModule --data.init_args.root data",
-        "--data.init_args.image_size 32",
-        "--model.init_args.teacher.compile default",
-        "--model.init_args.student.compile default",
-        "--trainer.precision bf16-mixed",
-    ],
-)
-def test_options_that_readme_names_are_accepted(options, workplace):
-    assert f"`{options}`" in (REPOSITORY / "README.md").read_text()
-    status, _, err = ndkd("fit", "--config", "configs/cifar10/kd++.yaml", *options.split(), "--print_config")
-    assert status == 0, err
-
-
-def test_readme_python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exported = Path("exported/kd++/model.safetensors")  # by README's command
-    exported.parent.mkdir(parents=True)
-    save_file(build_model("cifar/resnet8", 10).state_dict(), exported)
-    blocks = readme_blocks("python")
-    assert len(blocks) >= 3
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-
-
-def test_readme_yaml_is_the_shipped_one():
-    shipped = yaml.safe_load((REPOSITORY / "configs/digits/kd++.yaml").read_text())["model"]["init_args"]
-    shown = yaml.safe_load(readme_blocks("yaml")[0])["model"]["init_args"]
-    assert shown == {name: shipped[name] for name in shown}

@@ -1,4 +1,4 @@
-"""README's commands for the paper's ImageNet table: the published recipes, which are built and take steps."""
+"""The page's commands for the paper's ImageNet table: the published recipes, which are built and take steps."""
 
 import re
 import sys
@@ -19,9 +19,10 @@ from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.projector import Projector
 from ndkd.models.teacher import fold_batchnorm, freeze
 from tests.command import REPOSITORY, ndkd
-from tests.configs.recipes import read, readme_rows, readme_section, resolved
+from tests.configs.recipes import read, resolved, rows
+from tests.pages import section, shipped
 
-SECTION = "The paper's ImageNet table"
+SECTION = "paper-tables", "ImageNet"
 WNIDS = ("n01443537", "n01440764")
 R18, MV1 = "torchvision/resnet18", "imagenet/mobilenet_v1"
 VIT = "timm/vit_{}_patch16_224.augreg_in21k_ft_in1k"
@@ -65,7 +66,7 @@ REVIEW, REVIEWPP, ALONE = "ReviewKD, not from ViTs", "ReviewKD++, not from ViTs"
 DEIT, TEACHER = "configs/imagenet/regnety_deit/deit++.yaml", "configs/imagenet/teacher.yaml"
 ROWS = {
     (name, row): command
-    for (name, row), command in readme_rows(SECTION).items()
+    for (name, row), command in rows(*SECTION).items()
     if row not in (REVIEW, REVIEWPP) or PAIRS[name].reviewkdpp
 }
 
@@ -181,17 +182,16 @@ def random_model(name, num_classes, pretrained=False, **kwargs):
     return model
 
 
-def test_readme_has_every_row():
-    rows = dict.fromkeys(("KD++", "DKD++", "KD", "DKD", ALONE), PAIRS)
-    rows |= dict.fromkeys((REVIEW, REVIEWPP), [name for name in PAIRS if PAIRS[name].reviewkdpp])
-    assert set(ROWS) == {(name, row) for row, names in rows.items() for name in names}
-    assert f"`ndkd fit --config {DEIT}`" in readme_section(SECTION)
+def test_the_page_has_every_row():
+    wanted = dict.fromkeys(("KD++", "DKD++", "KD", "DKD", ALONE), PAIRS)
+    wanted |= dict.fromkeys((REVIEW, REVIEWPP), [name for name in PAIRS if PAIRS[name].reviewkdpp])
+    assert set(ROWS) == {(name, row) for row, names in wanted.items() for name in names}
+    assert f"`ndkd fit --config {DEIT.removeprefix('configs/')}`" in section(*SECTION)
 
 
-def test_readme_uses_every_config():
+def test_the_page_uses_every_configuration():
     used = {REPOSITORY / config for arguments in ROWS.values() for config in values_of(("--config",), arguments)}
-    configs = REPOSITORY / "configs"
-    there = [*configs.glob("imagenet_*.yaml"), *configs.glob("imagenet/**/*.yaml")]
+    there = (REPOSITORY / "configs/imagenet").rglob("*.yaml")
     used |= {REPOSITORY / DEIT, REPOSITORY / TEACHER}
     assert used == {file for file in there if "\nmodel:\n" in file.read_text()}
 
@@ -236,9 +236,8 @@ def test_two_steps(name, place, monkeypatch):
     options |= {"data.init_args.batch_size": 2, "data.init_args.image_size": size}
     if name in ("vitb_r18", "deit"):  # time: three blocks of twelve
         options[f"model.init_args.{'student' if name == 'deit' else 'teacher'}.kwargs.depth"] = 3
-    status, _, err = ndkd(
-        "fit", "--config", f"configs/imagenet_{name}.yaml", *(f"--{key}={value}" for key, value in options.items())
-    )
+    config = DEIT if name == "deit" else f"configs/imagenet/{name}/kd++.yaml"
+    status, _, err = ndkd("fit", "--config", config, *(f"--{key}={value}" for key, value in options.items()))
     assert status == 0, err
     assert steps == [[], []]
 
@@ -309,11 +308,11 @@ def test_reviewkdpps_projector_starts_with_torchs_weights_and_no_bias(place):
 
 
 def test_a_teacher_is_measured_by_one_command(place):
-    """README's, with the pairs' settings."""
-    (command,) = re.findall(rf"`ndkd (test --config {TEACHER} .*?)`", readme_section(SECTION))
-    teachers = dict(re.findall(r"`PAIR=(\S+) TEACHER=(\S+)`", readme_section(SECTION)))
+    """The page's, with the pairs' settings."""
+    (command,) = re.findall(r"`ndkd (test --config imagenet/teacher.yaml .*?)`", section(*SECTION))
+    teachers = dict(re.findall(r"`PAIR=(\S+) TEACHER=(\S+)`", section(*SECTION)))
     assert teachers == {name: pair.teacher for name, pair in PAIRS.items()}
-    arguments = Template(command).substitute(TEACHER=teachers["r34_r18"]).split()
+    arguments = shipped(Template(command).substitute(TEACHER=teachers["r34_r18"]).split())
     student = resolved(arguments)["model"]["init_args"]["student"]
     assert student == resolved(ROWS["r34_r18", "KD++"])["model"]["init_args"]["teacher"]
     torch.save(random_model(student["name"], 1000).state_dict(), "teacher.pth")

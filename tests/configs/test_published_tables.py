@@ -1,10 +1,10 @@
-"""README's tables of published accuracies are what was printed, and what it says about them follows from them."""
+"""The pages' tables of published accuracies are what was printed, and what it says about them follows from them."""
 
 import re
 
 import pytest
 
-from tests.configs.recipes import readme_section
+from tests.pages import section
 
 CIFAR = {
     "teacher alone": (72.34, 79.42, 75.61, 79.34, 79.42, 79.42),
@@ -23,7 +23,7 @@ ORIGINALS = {
     "DKD, mdistiller": (None, 76.32, None, None, None, None),
     "KD, measured by users": (71.54, None, None, None, None, None),
 }
-PAIRS = ("r56_r20", "r32x4_r8x4", "wrn", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
+PAIRS = ("r56_r20", "r32x4_r8x4", "wrn402_wrn401", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
 IMAGENET = {  # R34, R50, R101, R152 → R18, R50 → MV1, ViT-S, ViT-B → R18
     "teacher": (None, None, None, None, None, 74.64, 78.00),
     "student alone": (69.76, 69.76, 69.76, 69.76, 68.87, 69.76, 69.76),
@@ -38,17 +38,17 @@ IMAGENET = {  # R34, R50, R101, R152 → R18, R50 → MV1, ViT-S, ViT-B → R18
 
 def rows(title):
     """The numbers of a section's tables by row, None where a cell is empty."""
-    lines = re.findall(r"^\| ([^|`]+) \|((?: *[\d.]* *\|)+)$", readme_section(title), flags=re.MULTILINE)
+    lines = re.findall(r"^\| ([^|`]+) \|((?: *[\d.]* *\|)+)$", section("paper-tables", title), flags=re.MULTILINE)
     return {name: tuple(float(c) if c.strip() else None for c in cells.split("|")[:-1]) for name, cells in lines}
 
 
 @pytest.mark.parametrize(("data", "published"), [("CIFAR-100", CIFAR | ORIGINALS), ("ImageNet", IMAGENET)])
 def test_numbers(data, published):
-    assert rows(f"The paper's {data} table") == published
+    assert rows(data) == published
 
 
 def test_where_the_paper_is_behind_the_originals():
-    text = " ".join(readme_section("The paper's CIFAR-100 table").split())
+    text = " ".join(section("paper-tables", "CIFAR-100").split())
     dist = zip(PAIRS, CIFAR["DIST++"], ORIGINALS["DIST, its authors' README"], strict=True)
     behind = [f"{pair} (−{original - plus:.2f})" for pair, plus, original in dist if plus < original]
     assert len(behind) == 3

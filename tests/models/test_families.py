@@ -1,4 +1,4 @@
-"""The families of models that people use: embedding, feature maps and ReviewKD, and README's table of them."""
+"""The families of models that people use: embedding, feature maps and ReviewKD, and the page's table of them."""
 
 import re
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from ndkd.losses import ReviewKDLoss
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.output import ModelOutput
-from tests.command import REPOSITORY
+from tests.pages import section
 
 SWIN = {"img_size": 64}
-VIT = {"img_size": 32, "depth": 6}  # README's tap is in the sixth block
+VIT = {"img_size": 32, "depth": 6}  # the page's tap is in the sixth block
 DROP = {"dropout": 0.5}
 
 # classifier, width of the embedding and arguments; timm's models get a dropout of 0.5 as well
@@ -168,14 +168,14 @@ def test_auxiliary_classifiers(refused, name):
         assert model.eval()(torch.empty(2, 3, 299, 299)).logits.shape == (2, 7)
 
 
-# ---- README's table ---------------------------------------------------------------------------------------------
+# ---- the page's table ---------------------------------------------------------------------------------------------
 
 
-SECTION = (REPOSITORY / "README.md").read_text().split("\n## Which models\n")[1].split("\n## ")[0]
+SECTION = section("models", "Which models")
 
 
-def readme():
-    """Columns of README's table by the names of the models; of the taps also the shape that it gives."""
+def columns_of_models():
+    """Columns of the table by the names of the models; of the taps also the shape that it gives."""
     table = {}
     for row in re.findall(r"^\| .*`.*$", SECTION, flags=re.MULTILINE):
         names, embedding, taps, review = (column.strip() for column in row.strip("|").split("|"))
@@ -186,8 +186,8 @@ def readme():
     return table
 
 
-README = readme()
-REVIEWABLE = [(name, taps) for name, (_, taps, _, review) in README.items() if review == "yes"]
+TABLE = columns_of_models()
+REVIEWABLE = [(name, taps) for name, (_, taps, _, review) in TABLE.items() if review == "yes"]
 
 
 def feature_maps(name, taps):
@@ -199,7 +199,7 @@ def feature_maps(name, taps):
 def resnet18():
     """The output of a ResNet-18, for either role."""
     with torch.no_grad():
-        return feature_maps("torchvision/resnet18", README["torchvision/resnet18"][1])[1]
+        return feature_maps("torchvision/resnet18", TABLE["torchvision/resnet18"][1])[1]
 
 
 def review(student, teacher):
@@ -210,15 +210,15 @@ def review(student, teacher):
     assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
 
 
-def test_readme_names_what_is_tested():
-    able = {name: columns for name, columns in README.items() if columns[0] == "yes"}
+def test_the_page_names_what_is_tested():
+    able = {name: columns for name, columns in TABLE.items() if columns[0] == "yes"}
     assert set(able) == {name for name in MODELS if not name.startswith("cifar/")} | {TWO_HEADS}
     assert {(shape, review) for _, _, shape, review in able.values()} == {
         (None, "yes"),
         ("(B, N, C)", "no"),
         ("(B, h, w, C)", "no"),
     }
-    unable = {name: columns for name, columns in README.items() if name not in able}
+    unable = {name: columns for name, columns in TABLE.items() if name not in able}
     assert unable == dict.fromkeys([*CONVOLUTIONS, *UNLIKE], ("no", [], None, "no"))
     assert " ".join(f"`{tap}`" for tap in PREACT_TAPS["torchvision/resnet18"]) in SECTION
 
@@ -238,7 +238,7 @@ def test_reviewkd(name, taps, resnet18):
 
 @pytest.mark.parametrize("name", PREACT_TAPS)
 def test_maps_before_the_activation(name):
-    before, after = (feature_maps(name, taps)[0] for taps in (PREACT_TAPS[name], README[name][1]))
+    before, after = (feature_maps(name, taps)[0] for taps in (PREACT_TAPS[name], TABLE[name][1]))
     after.load_state_dict(before.state_dict())
     batch = images(name)
     with torch.no_grad():
@@ -248,9 +248,9 @@ def test_maps_before_the_activation(name):
         assert (entered.min() < 0) == (k < 4)
 
 
-@pytest.mark.parametrize("name", [name for name, columns in README.items() if columns[2]])
+@pytest.mark.parametrize("name", [name for name, columns in TABLE.items() if columns[2]])
 def test_no_maps(name):
-    _, taps, shape, _ = README[name]
+    _, taps, shape, _ = TABLE[name]
     with torch.device("meta"):
         maps = feature_maps(name, taps)[1].feature_maps
     if shape == "(B, N, C)":
