@@ -10,10 +10,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-import ndkd.callbacks.base
-import ndkd.data.base
-import ndkd.losses.base
+from ndkd.callbacks import base as for_loggers
+from ndkd.data import base as for_data
 from ndkd.distillation import DistillationModule
+from ndkd.losses import base as for_losses
 from ndkd.models import build_model
 from ndkd.runs import Run
 from tests.command import REPOSITORY, ndkd
@@ -162,12 +162,12 @@ def test_extensions_run(extension):
         assert status == 0, f"{command}: {err}"
     assert "test accuracy of the worst class: " in out
     assert Run("runs/mine,dicts").is_used
-    assert isinstance(extension.SimilarityLoss(), ndkd.losses.base.Loss)
-    assert isinstance(extension.HintLoss(), ndkd.losses.base.BuiltLoss)
+    assert isinstance(extension.SimilarityLoss(), for_losses.Loss)
+    assert isinstance(extension.HintLoss(), for_losses.BuiltLoss)
     for name in ("HasClasses", "HasClassNames", "HasNormalisation", "HasImageShape", "HasBatchSize"):
-        assert isinstance(extension.Stripes(), getattr(ndkd.data.base, name))
-    assert isinstance(extension.Stripes(), ndkd.data.base.HasClassMeanLoader)
-    assert not isinstance(extension.Stripes(), ndkd.data.base.HasSizes)
+        assert isinstance(extension.Stripes(), getattr(for_data, name))
+    assert isinstance(extension.Stripes(), for_data.HasClassMeanLoader)
+    assert not isinstance(extension.Stripes(), for_data.HasSizes)
 
 
 # ---- the contract -------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def members(module):
     return {name for name in names if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("module", [ndkd.data.base, ndkd.losses.base, ndkd.callbacks.base], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [for_data, for_losses, for_loggers], ids=lambda m: m.__name__)
 def test_the_page_names_what_the_protocols_ask_for(module):
     names = members(module)
     assert names
@@ -198,11 +198,11 @@ def asked(kind):
 def test_data_is_asked_for_nothing_else():
     found = asked(r"data|(\w+\.)*datamodule")
     assert {"num_classes", "mean", "predict_files"} <= found
-    assert found <= members(ndkd.data.base)
+    assert found <= members(for_data)
 
 
 def test_a_logger_is_asked_for_nothing_else():
-    assert asked(r"logger|logger\.experiment") <= members(ndkd.callbacks.base) | {"init_args", "add_image"}
+    assert asked(r"logger|logger\.experiment") <= members(for_loggers) | {"init_args", "add_image"}
 
 
 def test_the_page_names_what_a_task_overrides():
