@@ -31,7 +31,9 @@ R32X4 = ("resnet32x4", "resnet32x4_vanilla")
 PAIRS = {
     "r56_r20": Pair("resnet56", "resnet56_vanilla", "resnet20", LARGE, (1, 2), (2.5, 4, 3.5), (2, 1), (1.2, 1), 2, 0.6),
     "r32x4_r8x4": Pair(*R32X4, "resnet8x4", LARGE, (3.5, 2), (2, 8, 0.5), (1.5, 4), (8, 1), 8, 5),
-    "wrn": Pair("wrn_40_2", "wrn_40_2_vanilla", "wrn_40_1", LARGE, (1, 1.5), (1, 6, 1), (2.5, 3), (5, 4), 6, 5),
+    "wrn402_wrn401": Pair(
+        "wrn_40_2", "wrn_40_2_vanilla", "wrn_40_1", LARGE, (1, 1.5), (1, 6, 1), (2.5, 3), (5, 4), 6, 5
+    ),
     "r50_mv2": Pair(
         "resnet50", "ResNet50_vanilla", "mobilenet_v2_half", MOBILE, (3, 0.5), (0.5, 8, 1), (7, 1), (6, 2), 8, 5
     ),
@@ -73,7 +75,7 @@ TERMS = {
     "student alone": lambda pair: {},
     "teacher alone": lambda pair: {},
 }
-WITH_PROJECTOR = ("wrn", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
+WITH_PROJECTOR = ("wrn402_wrn401", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
 BLOCKS = {"resnet56": (9, 9, 9), "resnet32x4": (5, 5, 5), "resnet50": (3, 4, 6, 3)}  # of the teachers' stages
 
 
@@ -121,8 +123,10 @@ def test_readme_has_every_row():
 
 def test_readme_uses_every_overlay():
     used = {REPOSITORY / config for arguments in ROWS.values() for config in values_of(("--config",), arguments)}
-    overlays = {file for file in (REPOSITORY / "configs/cifar").rglob("*.yaml") if "\nmodel:\n" in file.read_text()}
-    assert used == overlays | {REPOSITORY / f"configs/cifar_{pair}.yaml" for pair in PAIRS}
+    there = {
+        file for pair in [".", *PAIRS] for file in (REPOSITORY / "configs/cifar100" / pair).glob("overlays/*.yaml")
+    }
+    assert used == there | {REPOSITORY / f"configs/cifar100/{pair}/kd++.yaml" for pair in PAIRS}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -131,6 +135,14 @@ def test_row_is_the_published_recipe(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ndkd"])
     for row in TERMS:
         assert read(resolved(ROWS[name, row])) == recipe(row, name), row
+
+
+def test_the_file_at_the_top_is_the_pairs(monkeypatch):
+    """``cifar_wrn.yaml``, whose name was there before the folders."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["ndkd"])
+    top, pair = (resolved(["fit", "--config", name]) for name in ("cifar_wrn.yaml", "cifar100/wrn402_wrn401/kd++.yaml"))
+    assert top == pair
 
 
 def test_images_are_normalised_as_published():

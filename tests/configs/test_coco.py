@@ -8,18 +8,17 @@ from tests.command import REPOSITORY
 from tests.configs.recipes import readme_rows, resolved
 
 ROWS = readme_rows("Detectors: the paper's COCO table")
-# teacher, student; weights of kd and nd; of reviewkd and nd in "++"; of reviewkd alone
+# teacher_student: their names; weights of kd and nd; of reviewkd and nd in "++"; of reviewkd alone
 PAIRS = {
-    "r18_r101": ("resnet101", "resnet18", (1, 1.5), (1.2, 1.5), 1.2),
-    "r50_r101": ("resnet101", "resnet50", (1, 1), (1.4, 1), 1.0),
-    "mv2_r50": ("resnet50", "mobilenet_v2", (1, 1), (2.2, 1.5), 2.0),
+    "r101_r18": ("resnet101", "resnet18", (1, 1.5), (1.2, 1.5), 1.2),
+    "r101_r50": ("resnet101", "resnet50", (1, 1), (1.4, 1), 1.0),
+    "r50_mv2": ("resnet50", "mobilenet_v2", (1, 1), (2.2, 1.5), 2.0),
 }
-OWN = ("objectness", "rpn_box", "class", "box")
 SIZES = {"min_size": [640, 672, 704, 736, 768, 800], "max_size": 1333}
 
 
 def wanted_terms(row, pair):
-    """Class, arguments that matter and weight of the terms beside the detector's own."""
+    """Class, arguments that matter and weight of the terms; a detector's own need no entry."""
     _, _, (kd, nd), (reviewpp, reviewpp_nd), review = PAIRS[pair]
     middle = {"max_mid_channels": 256}
     terms = {
@@ -51,10 +50,9 @@ def test_rows_are_the_published_recipe(pair, tmp_path, monkeypatch):
         if not alone:
             assert model["teacher"]["name"] == f"detector/{teacher}"
             assert model["teacher"]["kwargs"] == SIZES
-            run = f"runs/coco_{teacher.replace('resnet', 'r')}_teacher"
+            run = f"runs/coco/teachers/{teacher.replace('resnet', 'r')}"
             assert model["teacher"]["checkpoint"] == f"{run}/checkpoints/last.ckpt"
-        terms = {name: term for name, term in model["losses"].items() if term["weight"]}
-        assert [terms.pop(name)["weight"] for name in OWN] == [1] * 4
+        terms = {name: term for name, term in (model["losses"] or {}).items() if term["weight"]}
         found = {
             name: (
                 term["loss"]["class_path"].split(".")[-1],

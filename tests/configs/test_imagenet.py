@@ -191,7 +191,7 @@ def test_readme_has_every_row():
 def test_readme_uses_every_config():
     used = {REPOSITORY / config for arguments in ROWS.values() for config in values_of(("--config",), arguments)}
     configs = REPOSITORY / "configs"
-    there = [*configs.glob("imagenet_*.yaml"), *configs.glob("imagenet/**/*.yaml")]
+    there = configs.glob("imagenet/**/*.yaml")
     used |= {REPOSITORY / DEIT, REPOSITORY / TEACHER}
     assert used == {file for file in there if "\nmodel:\n" in file.read_text()}
 
@@ -236,9 +236,8 @@ def test_two_steps(name, place, monkeypatch):
     options |= {"data.init_args.batch_size": 2, "data.init_args.image_size": size}
     if name in ("vitb_r18", "deit"):  # time: three blocks of twelve
         options[f"model.init_args.{'student' if name == 'deit' else 'teacher'}.kwargs.depth"] = 3
-    status, _, err = ndkd(
-        "fit", "--config", f"configs/imagenet_{name}.yaml", *(f"--{key}={value}" for key, value in options.items())
-    )
+    config = DEIT if name == "deit" else f"configs/imagenet/{name}/kd++.yaml"
+    status, _, err = ndkd("fit", "--config", config, *(f"--{key}={value}" for key, value in options.items()))
     assert status == 0, err
     assert steps == [[], []]
 

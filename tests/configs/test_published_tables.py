@@ -23,7 +23,7 @@ ORIGINALS = {
     "DKD, mdistiller": (None, 76.32, None, None, None, None),
     "KD, measured by users": (71.54, None, None, None, None, None),
 }
-PAIRS = ("r56_r20", "r32x4_r8x4", "wrn", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
+PAIRS = ("r56_r20", "r32x4_r8x4", "wrn402_wrn401", "r50_mv2", "r32x4_sv1", "r32x4_sv2")
 IMAGENET = {  # R34, R50, R101, R152 → R18, R50 → MV1, ViT-S, ViT-B → R18
     "teacher": (None, None, None, None, None, 74.64, 78.00),
     "student alone": (69.76, 69.76, 69.76, 69.76, 68.87, 69.76, 69.76),
