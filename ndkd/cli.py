@@ -4,7 +4,8 @@ usage: ndkd COMMAND --config FILE [--config FILE …] [--OPTION VALUE …]
 
 {commands}
 
-Start here: ndkd fit --config configs/digits/teacher.yaml && ndkd fit --config configs/digits/kd++.yaml
+Start here: ndkd fit --config digits/teacher.yaml && ndkd fit --config digits/kd++.yaml
+Configurations that come with ndkd: ndkd configs
 Many runs and their table: ndkd compare --help
 Help on one command: ndkd COMMAND --help
 """
@@ -33,6 +34,7 @@ COMMANDS = {
     "table": "print the table of runs that are finished, from their results.csv",
     "report": "show in one page what runs have learnt",
     "export": "write a checkpoint's student for use elsewhere, checked and described",
+    "configs": "list the configurations that come with ndkd, or print one",
 }
 
 
@@ -84,7 +86,8 @@ def run_training(command: str, arguments: list[str]) -> int:
 
     usage: ndkd {command} --config FILE [--config FILE …] [--OPTION VALUE …]
 
-      --config FILE                           YAML; a later file changes what it spells
+      --config FILE                           YAML, a file here or the name of one that comes with ndkd, see
+                                              ndkd configs; a later one changes what it spells
       --ckpt_path last|best|FILE              a checkpoint of the run, or any file; without --config the file's run
                                               folder gives the configuration (default last). In fit: last alone,
                                               to continue the run from its last finished epoch
@@ -106,11 +109,10 @@ def run_training(command: str, arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(inspect.getdoc(run_training).format(command=command, summary=COMMANDS[command]))
         return 0
-    from ndkd.configuration.checks import check_config, check_option
+    from ndkd.configuration.checks import check_configs, check_option
 
     configs = values_of(("--config", "-c"), arguments)
-    for config in configs:
-        check_config(Path(config))
+    check_configs(configs, any(a == "--model" or a.startswith(("--model=", "--model.class_path")) for a in arguments))
     for option in arguments:
         if option not in configs:
             check_option(option)
@@ -127,7 +129,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_compare(add: Callable[..., Any]) -> None:
-    add("configs", nargs="+", metavar="CONFIG", help="a configuration; A.yaml,B.yaml is A with B over it")
+    add(
+        "configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="a file, or a name of ndkd configs; A.yaml,B.yaml is A with B over it",
+    )
     add("--teacher", metavar="CONFIG", help="trained first, unless its run is there")
     add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="each with each of them (default 0)")
     add("--out", type=Path, required=True, metavar="DIR", help="for the runs and results.csv, .md and .png")
@@ -161,7 +168,17 @@ def add_export(add: Callable[..., Any]) -> None:
     add("--config", action="append", default=[], type=Path, metavar="FILE", help="build what your configuration names")
 
 
-PARSERS = {"compare": add_compare, "table": add_table, "report": add_report, "export": add_export}
+def add_configs(add: Callable[..., Any]) -> None:
+    add("name", nargs="?", metavar="NAME", help="print this one, as a file that stands alone; a folder: list it")
+
+
+PARSERS = {
+    "compare": add_compare,
+    "table": add_table,
+    "report": add_report,
+    "export": add_export,
+    "configs": add_configs,
+}
 
 
 def run_tool(command: str, arguments: list[str]) -> int:
@@ -169,6 +186,8 @@ def run_tool(command: str, arguments: list[str]) -> int:
     parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command])
     if command == "compare":
         parser.epilog = "What follows -- are options of every run: ndkd compare … -- --trainer.max_epochs 5"
+    if command == "configs":
+        parser.epilog = "Your own from one of them: ndkd configs digits/kd++.yaml > mine.yaml"
     PARSERS[command](parser.add_argument)
     more = {}
     if command == "compare" and "--" in arguments:

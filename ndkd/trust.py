@@ -18,6 +18,7 @@ import torchvision
 import yaml
 from torch import nn
 
+from ndkd.configuration.shipped import find_config
 from ndkd.errors import NdkdError, suggestion
 
 PACKAGES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "lightning.pytorch", "ndkd")
@@ -54,7 +55,7 @@ class Trust:
         self.names: set[str] = set()
         for config in configs:
             try:
-                self.names |= set(_names_in(yaml.safe_load(config.read_text())))
+                self.names |= set(_names_in(yaml.safe_load(find_config(config).read_text(encoding="utf-8"))))
             except (UnicodeDecodeError, yaml.YAMLError) as error:
                 raise NdkdError(f"config {config} is no YAML file: {error}") from error
 

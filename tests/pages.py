@@ -31,10 +31,7 @@ def commands(page, *languages):
 
 
 def shipped(words):
-    """Words of a command, in which the short names of shipped configurations are files.
-
-    Until ``--config`` finds them by itself: then a command's words can be taken as they are.
-    """
+    """Words of a command, in which the names of shipped configurations are files of the repository."""
     return [",".join(_file(name) for name in word.split(",")) for word in words]
 
 

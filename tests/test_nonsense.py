@@ -46,7 +46,7 @@ YAML = {
     "class_means: null": "config c.yaml, line 1: class_means: wanted entries, got null; fill it or leave it out",
     "- a": "config c.yaml: wanted entries such as trainer and model, got a list",
     "7": "config c.yaml: wanted entries such as trainer and model, got 7",
-    "# nothing": "config c.yaml has no entry; see configs/digits/kd++.yaml for one that has",
+    "# nothing": "config c.yaml has no entry; see ndkd configs digits/kd++.yaml for one that has",
     "a: 1\nb: 2\na: 3": "config c.yaml: a is given twice, in lines 1 and 3; keep one",
     "m: {x: {y: 1,\n y: 2}}": "config c.yaml: y is given twice, in lines 1 and 2; keep one",
     "m:\n- k: 1\n  k: 2": "config c.yaml: k is given twice, in lines 2 and 3; keep one",

@@ -322,7 +322,9 @@ def test_a_configuration_given_trusts_its_very_names_only(place):
     assert_refused(*EXPORT, "--config", "mine.yaml", word="config mine.yaml is no YAML file")
 
 
-@pytest.mark.parametrize("name", ["digits/reviewkd++", "imagenet_deit", "cifar_r56_r20", "coco_mv2_r50"])
+@pytest.mark.parametrize(
+    "name", ["digits/reviewkd++", "imagenet/regnety_deit/deit++", "cifar100/r56_r20/kd++", "coco/r50_mv2/kd++"]
+)
 def test_what_a_shipped_configuration_leaves_in_a_run_folder_is_trusted(name, workplace):
     """With the entries that the parser adds; loggers are left out."""
     status, out, err = ndkd("fit", "--config", f"configs/{name}.yaml", "--print_config")

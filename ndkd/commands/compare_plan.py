@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ndkd.commands.compare_jobs import Fit
 from ndkd.commands.training import resolved_config
 from ndkd.configuration.arguments import default_run_dir
-from ndkd.configuration.checks import check_config
+from ndkd.configuration.checks import check_configs
 from ndkd.configuration.entries import differences, entry
 from ndkd.distillation.objective import asks_for_teacher
 from ndkd.errors import NdkdError, shortened, suggestion
@@ -146,9 +146,9 @@ def teacher_fit(config: str) -> Fit:
 
 def _files(config: str) -> list[str]:
     """A configuration's options: of each of its files."""
-    for file in config.split(","):
-        check_config(Path(file))
-    return [option for file in config.split(",") for option in ("--config", file)]
+    files = config.split(",")
+    check_configs(files)
+    return [option for file in files for option in ("--config", file)]
 
 
 def _resolved(name: str, options: list[str]) -> dict[str, Any]:

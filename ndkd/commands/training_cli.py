@@ -26,7 +26,7 @@ from ndkd.callbacks.run_recorder import RunRecorder, in_order
 from ndkd.commands.final_test import log_results
 from ndkd.commands.stored_config import with_stored_config
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
-from ndkd.configuration.arguments import default_run_dir
+from ndkd.configuration.arguments import default_run_dir, with_found_configs
 from ndkd.configuration.entries import differences
 from ndkd.configuration.nulls import check_nulls
 from ndkd.configuration.overlays import with_merged_losses
@@ -65,7 +65,7 @@ class TrainingCLI(LightningCLI):
                 trainer_defaults={"logger": False},
                 parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
                 load_from_checkpoint_support=False,
-                args=with_merged_losses(with_stored_config(given)),
+                args=with_merged_losses(with_stored_config(with_found_configs(given))),
             )
 
     def subcommands(self) -> dict[str, set[str]]:

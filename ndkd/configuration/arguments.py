@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ndkd.configuration.overlays import CONFIG, spells_a_set
+from ndkd.configuration.shipped import FOLDER, find_config, lookup, shipped_name
 
 
 def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
@@ -22,8 +23,24 @@ def without_option(name: str, arguments: list[str]) -> list[str]:
     return [a for a, last in zip(arguments, before, strict=False) if last != name and not a.startswith(given)]
 
 
+def with_found_configs(arguments: list[str]) -> list[str]:
+    """The arguments with the files that the names of configurations stand for.
+
+    Raises:
+        NdkdError: no such file.
+    """
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, is_joined, value = argument.partition("=")
+        if before in CONFIG:
+            found.append(str(find_config(argument)))
+        else:
+            found.append(f"{name}={find_config(value)}" if is_joined and name in CONFIG else argument)
+    return found
+
+
 def default_run_dir(arguments: list[str], seed: int) -> Path:
-    """``runs/`` and the names of the configurations.
+    """``runs/`` and the names of the configurations, with their folders below ``configs``.
 
     A configuration that spells a set of loss terms is a method of its own, and takes the place of the names before it
     but for the folder. How a run is made does not count: overlays in folders ``loggers`` and ``trainer``.
@@ -35,10 +52,12 @@ def default_run_dir(arguments: list[str], seed: int) -> Path:
     """
     folder, names = Path("runs"), []
     for config in values_of(CONFIG, arguments):
-        parts = Path(config).with_suffix("").parts
+        file = lookup(config) or Path(config)
+        below = shipped_name(file)
+        parts = (Path(FOLDER, below) if below else file).with_suffix("").parts
         if parts[-2:-1] in (("loggers",), ("trainer",)):
             continue
-        if not names and "configs" in parts[:-1]:
-            folder = Path("runs", *parts[parts.index("configs") + 1 : -1])
-        names = [parts[-1]] if spells_a_set(config) else [*names, parts[-1]]
+        if not names and FOLDER in parts[:-1]:
+            folder = Path("runs", *parts[parts.index(FOLDER) + 1 : -1])
+        names = [parts[-1]] if spells_a_set(str(file)) else [*names, parts[-1]]
     return folder / ((",".join(names) or "unnamed") + (f"-seed{seed}" if seed else ""))

@@ -5,21 +5,53 @@ from pathlib import Path
 
 import yaml
 
-from ndkd.errors import NdkdError, suggestion
+from ndkd.configuration.shipped import find_config, shipped_name
+from ndkd.errors import NdkdError
 
 MOST_VALUES = 100_000  # with aliases written out; ImageNet's 21,841 names of classes are fine
 DEEPEST = 50
 BLOCKS = ("trainer", "class_means", "model", "data")  # of entries each
 CLASSES = ("model", "data", "loss", "optimizer", "lr_scheduler")
 ENDINGS = (".yaml", ".yml", ".json")
+OVERLAYS = ("overlays", "loggers", "trainer")  # folders of what is given after a configuration
+PARTS = ("fragments", "sweeps")  # of what no command reads by itself
 
 
-def check_config(config: Path) -> None:
+def check_configs(names: list[str], is_class_given: bool = False) -> None:
+    """Raise ``NdkdError`` if configurations that are given together are none, or only change one that is not given.
+
+    Args:
+        names: of files, here or among the shipped ones.
+        is_class_given: whether an option says what is trained.
+    """
+    for name in names:
+        check_config(name)
+    if names and not is_class_given and all(_folder_of_parts(name) for name in names):
+        kind = _folder_of_parts(names[0])
+        if kind in OVERLAYS:
+            raise NdkdError(
+                f"config {names[0]} is an overlay: give the configuration that it changes before it, for example "
+                "digits/kd++.yaml"
+            )
+        raise NdkdError(f"config {names[0]} is one of the {kind}, which are no configurations; see ndkd configs")
+
+
+def _folder_of_parts(name: str) -> str | None:
+    """The folder that says that a file is a part of a configuration, None if it says what is trained."""
+    file = find_config(name)
+    folders = (shipped_name(file) or file).parts[:-1]
+    kind = next((folder for folder in reversed(folders) if folder in OVERLAYS + PARTS), None)
+    entries = yaml.safe_load(read_text(file))
+    return None if isinstance(entries.get("model"), dict) and "class_path" in entries["model"] else kind
+
+
+def check_config(name: str | Path) -> None:
     """Raise ``NdkdError`` if a configuration, or one that it names, cannot mean what it says.
 
-    A file that is missing (those beside it are named) or is no text; keys that are given twice; aliases that lead back
-    to themselves or stand for more values than anyone writes; blocks that are no blocks.
+    A file that is missing (those of about its name are named) or is no text; keys that are given twice; aliases that
+    lead back to themselves or stand for more values than anyone writes; blocks that are no blocks.
     """
+    config = find_config(name)
     where, root = f"config {config}", check_file(config)
     if not isinstance(root, yaml.MappingNode):
         raise NdkdError(f"{where}: wanted entries such as trainer and model, got {_shown(root)}")
@@ -55,20 +87,15 @@ def check_file(config: Path, above: tuple[Path, ...] = ()) -> yaml.Node:
 
 
 def read_text(config: Path) -> str:
-    """The text of a configuration; ``NdkdError`` if there is none."""
-    if config.is_dir():
-        raise NdkdError(f"config {config} is a folder; name a file in it")
-    if not config.is_file():
-        folder = config.parent if config.parent.is_dir() else Path("configs")
-        beside = sorted(str(file) for file in folder.rglob("*.yaml"))
-        hint = suggestion(str(config), beside) if beside else "correct the path"
-        raise NdkdError(f"config {config} does not exist; {hint}")
+    """The text of a configuration; ``NdkdError`` if it cannot be read or there is none."""
     try:
         text = config.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise NdkdError(f"config {config} is no text file; give a YAML file") from error
+    except OSError as error:
+        raise NdkdError(f"config {config} cannot be read: {error.strerror}; see its permissions") from error
     if not text.strip():
-        raise NdkdError(f"config {config} is empty; see configs/digits/kd++.yaml for one that is not")
+        raise NdkdError(f"config {config} is empty; see ndkd configs digits/kd++.yaml for one that is not")
     return text
 
 
@@ -89,7 +116,7 @@ def check_text(text: str, where: str) -> yaml.Node:
         why = " ".join(str(error).split())
         raise NdkdError(f"{where} is no YAML: {why}") from error
     if root is None:
-        raise NdkdError(f"{where} has no entry; see configs/digits/kd++.yaml for one that has")
+        raise NdkdError(f"{where} has no entry; see ndkd configs digits/kd++.yaml for one that has")
     _count(root, where, {}, ())
     return root
 

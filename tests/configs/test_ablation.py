@@ -25,11 +25,10 @@ TERMS = {
     "nd": ("NDLoss", {"eps": 1e-08}),
 }
 ALONE, ON_KD = [*TERMS], ["kd", *(f"kd+{name}" for name in TERMS)]
-SHORT = "configs/cifar100/r56_r20_short/kd++.yaml"
-SETS = {  # folder: the configuration below it, weight of ND, overlays
-    "digits": ("configs/digits/kd.yaml", 1, [*ALONE, *ON_KD[1:]]),
-    "r56_r20": ("configs/cifar100/r56_r20/kd++.yaml", 2, [*ALONE, *ON_KD]),
-    "r56_r20_short": (SHORT, 2, ON_KD),  # those of r56_r20 without KD serve it too
+SETS = {  # folder: the configuration below the overlays, weight of ND, overlays
+    "digits": ("digits/kd.yaml", 1, [*ALONE, *ON_KD[1:]]),
+    "cifar100/r56_r20": ("cifar100/r56_r20/kd++.yaml", 2, [*ALONE, *ON_KD]),
+    "cifar100/r56_r20_short": ("cifar100/r56_r20_short/kd++.yaml", 2, ON_KD),  # with those of r56_r20 without KD
 }
 OVERLAYS = [(folder, name) for folder, (_, _, names) in SETS.items() for name in names]
 
@@ -40,14 +39,13 @@ def in_the_repository(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ndkd"])
 
 
-def file_of(folder, name):
-    """An overlay of a set."""
-    return f"{Path(SETS[folder][0]).parent}/overlays/ablation/{name}.yaml"
+def overlay(folder, name):
+    return f"configs/{folder}/overlays/ablation/{name}.yaml"
 
 
 def test_there_are_no_others():
-    found = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "configs").rglob("ablation/*.yaml")}
-    assert found == {file_of(folder, name) for folder, name in OVERLAYS}
+    found = {file.relative_to(REPOSITORY).as_posix() for file in REPOSITORY.glob("configs/**/ablation/*.yaml")}
+    assert found == {overlay(folder, name) for folder, name in OVERLAYS}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def base_of():
 @pytest.mark.parametrize(("folder", "name"), OVERLAYS)
 def test_an_overlay_is_cross_entropy_kd_or_not_and_one_term(base_of, folder, name):
     base, weight, _ = SETS[folder]
-    file = file_of(folder, name)
+    file = overlay(folder, name)
     content = yaml.safe_load((REPOSITORY / file).read_text())
     assert [*content, *content["model"], *content["model"]["init_args"]] == ["model", "init_args", "losses"]
     plain, config = copy.deepcopy(base_of(folder)), resolved(["fit", "--config", base, "--config", file])
@@ -80,7 +78,11 @@ def test_an_overlay_is_cross_entropy_kd_or_not_and_one_term(base_of, folder, nam
 @pytest.mark.parametrize("folder", SETS)
 def test_the_page_has_a_line_whose_rows_read_well(folder):
     text = " ".join(text_of("compare-and-report").split())
-    lines = [line for line in re.findall(r"`(ndkd compare [^`]*)`", text) if f"--out runs/{folder}-ablation" in line]
+    lines = [
+        line
+        for line in re.findall(r"`(ndkd compare [^`]*)`", text)
+        if f"--out runs/{Path(folder).name}-ablation" in line
+    ]
     assert len(lines) == 1
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {lines[0]}"], capture_output=True, text=True, check=True)
     words = shipped(words.stdout.splitlines())

@@ -121,10 +121,12 @@ def test_the_page_has_every_row():
     assert set(ROWS) == {(pair, row) for pair in PAIRS for row in TERMS}
 
 
-def test_the_page_uses_every_configuration():
+def test_the_page_uses_every_overlay():
     used = {REPOSITORY / config for arguments in ROWS.values() for config in values_of(("--config",), arguments)}
-    there = {file for file in (REPOSITORY / "configs/cifar100").rglob("*.yaml") if "\nmodel:\n" in file.read_text()}
-    assert used == {file for file in there if not {"ablation", "r56_r20_short"} & set(file.parts)}
+    there = {
+        file for pair in [".", *PAIRS] for file in (REPOSITORY / "configs/cifar100" / pair).glob("overlays/*.yaml")
+    }
+    assert used == there | {REPOSITORY / f"configs/cifar100/{pair}/kd++.yaml" for pair in PAIRS}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -133,6 +135,14 @@ def test_row_is_the_published_recipe(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ndkd"])
     for row in TERMS:
         assert read(resolved(ROWS[name, row])) == recipe(row, name), row
+
+
+def test_the_file_at_the_top_is_the_pairs(monkeypatch):
+    """``cifar_wrn.yaml``, whose name was there before the folders."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["ndkd"])
+    top, pair = (resolved(["fit", "--config", name]) for name in ("cifar_wrn.yaml", "cifar100/wrn402_wrn401/kd++.yaml"))
+    assert top == pair
 
 
 def test_images_are_normalised_as_published():

@@ -1,5 +1,6 @@
-"""Every shipped configuration is built and takes a step."""
+"""Every shipped configuration lies in its place, is built and takes a step."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from tests.command import REPOSITORY, SHORT, ndkd
 CONFIGS = sorted(file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "configs").rglob("*.yaml"))
 WHOLE = {name: yaml.safe_load((REPOSITORY / name).read_text()) for name in CONFIGS}
 WHOLE = {name: content for name, content in WHOLE.items() if "class_path" in content.get("model", {})}
-ELSEWHERE = ("imagenet/", "coco/", "shapes/")  # in test_imagenet.py, test_coco.py, test_detection.py
-WHOLE = {name: content for name, content in WHOLE.items() if not any(part in name for part in ELSEWHERE)}
-PAIRS = [Path(name).parent.as_posix() for name in WHOLE if name.startswith("configs/cifar100/") and "short" not in name]
+ELSEWHERE = ("imagenet", "coco", "shapes")  # in test_imagenet.py, test_coco.py, test_detection.py
+WHOLE = {name: content for name, content in WHOLE.items() if not {*Path(name).parts} & {*ELSEWHERE}}
+PAIRS = [Path(name).parent for name in WHOLE if re.fullmatch(r"configs/cifar100/[^/]+/kd\+\+\.yaml", name)]
+PAIRS = [pair for pair in PAIRS if pair.name != "r56_r20_short"]
 STEPS = [  # all that need code of their own; test_cifar.py has the numbers of the others
     *([name] for name in WHOLE),
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
@@ -31,7 +33,7 @@ STEPS = [  # all that need code of their own; test_cifar.py has the numbers of t
         "configs/cifar100/overlays/alone.yaml",
         "configs/cifar100/overlays/mdistiller.yaml",
     ],
-    *([f"{pair}/kd++.yaml", f"{pair}/overlays/reviewkd++.yaml"] for pair in PAIRS),
+    *([f"{pair}/kd++.yaml", f"{pair}/overlays/reviewkd++.yaml"] for pair in map(Path.as_posix, PAIRS)),
 ]
 CIFAR10_TEACHER = "fit --config configs/cifar10/student.yaml --model.init_args.student.name cifar/resnet56"
 CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10/teacher"]
@@ -40,6 +42,36 @@ FOLDER_TEACHER += ["--model.init_args.student.name", "timm/resnet50"]
 SMALL = ["--trainer.max_epochs=1"] + [
     f"--data.init_args.{o}" for o in ("batch_size=4", "image_size=32", "num_workers=0")
 ]
+
+
+# ---- their places ---------------------------------------------------------------------------------------------------
+
+
+PLACES = (
+    r"[a-z0-9]+/([a-z0-9_]+/)?[a-z0-9+]+\.yaml",  # DATASET/PAIR/METHOD or, of data with one pair, DATASET/METHOD
+    r"[a-z0-9]+/([a-z0-9_]+/)?overlays/(ablation/)?[a-z0-9_.+]+\.yaml",
+    r"[a-z0-9]+/fragments/[a-z0-9_.]+\.yaml",
+    r"(loggers|trainer|sweeps)/[a-z_]+\.yaml",
+    r"cifar_wrn\.yaml",  # older than the folders
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_folder_says_what_it_is(name):
+    place = name.removeprefix("configs/")
+    assert any(re.fullmatch(pattern, place) for pattern in PLACES)
+    content = yaml.safe_load((REPOSITORY / name).read_text())
+    is_part = {*Path(place).parts[:-1]} & {"overlays", "fragments", "loggers", "trainer", "sweeps"}
+    assert ("class_path" in content.get("model", {})) == (not is_part)
+    assert ("class_path" in content) == ("fragments" in Path(place).parts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_first_line_says_it_in_words(name):
+    assert re.match(r"# [A-Z]\S*", (REPOSITORY / name).read_text())
+
+
+# ---- a step ---------------------------------------------------------------------------------------------------------
 
 
 class SmallCIFAR100(datasets.CIFAR100):

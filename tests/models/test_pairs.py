@@ -13,7 +13,7 @@ from tests.command import REPOSITORY
 PAIRS = {
     "r56_r20": {"teacher": [16, 32, 64, 64], "student": [16, 32, 64, 64]},
     "r32x4_r8x4": {"teacher": [64, 128, 256, 256], "student": [64, 128, 256, 256]},
-    "wrn": {"teacher": [32, 64, 128, 128], "student": [16, 32, 64, 64]},
+    "wrn402_wrn401": {"teacher": [32, 64, 128, 128], "student": [16, 32, 64, 64]},
     "r50_mv2": {"teacher": [256, 512, 1024, 2048, 2048], "student": [12, 16, 48, 160, 1280]},
     "r32x4_sv1": {"teacher": [64, 128, 256, 256], "student": [240, 480, 960, 960]},
     "r32x4_sv2": {"teacher": [64, 128, 256, 256], "student": [116, 232, 464, 1024]},
@@ -23,7 +23,7 @@ PAIRS = {
 @pytest.mark.parametrize("pair", PAIRS)
 def test_reviewkd(pair):
     torch.manual_seed(0)
-    config = yaml.safe_load((REPOSITORY / f"configs/cifar_{pair}.yaml").read_text())["model"]["init_args"]
+    config = yaml.safe_load((REPOSITORY / f"configs/cifar100/{pair}/kd++.yaml").read_text())["model"]["init_args"]
     images, outputs = torch.rand(2, 3, 32, 32), []
     models = {role: build_model(config[role]["name"], 5) for role in ("student", "teacher")}
     freeze(models["teacher"])
