@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ndkd.errors import NdkdError, full_disk
 
@@ -21,7 +21,7 @@ def check_folder(path: Path, option: str) -> Path:
     return above
 
 
-def write_atomically(path: Path, write: Callable[[io.BufferedWriter], Any], shown: Path | None = None) -> Path:
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], shown: Path | None = None) -> Path:
     """Let ``write`` fill a temporary file, then give it its name: nobody ever meets half of it.
 
     Neither a reader nor a kill does, and after a power cut there is the old file or the new one: its bytes are on the
@@ -62,7 +62,7 @@ class _RememberingFile(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

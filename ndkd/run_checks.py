@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,11 +11,20 @@ from ndkd.errors import Damaged
 # arrays that each file of an epoch has
 ARRAYS = {"predictions": ("target", "prediction", "confidence"), "features": ("norm_edges", "angle_edges")}
 NUMBER = (int, float)
-STATUS = {"state": str, "headline": str, "error": str, "git_commit": str, "results": dict, "versions": dict}
-STATUS |= {"seconds": NUMBER, "parameters": NUMBER}
+STATUS: dict[str, type | tuple[type, ...]] = {
+    "state": str,
+    "headline": str,
+    "error": str,
+    "git_commit": str,
+    "results": dict,
+    "versions": dict,
+    "seconds": NUMBER,
+    "parameters": NUMBER,
+}
+Content = TypeVar("Content")
 
 
-def checked_content(file: Path, read: Callable[[], Any], to_do: str) -> Any:
+def checked_content(file: Path, read: Callable[[], Content], to_do: str) -> Content:
     """What ``read`` makes of a file; :class:`ndkd.errors.Damaged` whatever happens to it there."""
     try:
         return read()

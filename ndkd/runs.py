@@ -19,6 +19,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ class Run:
         if not content:
             return [], "it is empty" if file.is_file() and self.is_used else None
         reader = csv.DictReader(io.StringIO(content.decode(errors="replace"), newline=""), strict=True)
-        rows, wrong = [], []
+        rows: list[dict[str, str]] = []
+        wrong: list[str] = []
         try:
             if not {"epoch", "step"} <= set(reader.fieldnames or ()):
                 return [], "its first line does not name the columns epoch and step"
@@ -210,7 +212,8 @@ class Run:
 
     def write_epoch(self, kind: str, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """Keep one epoch's ``predictions`` or ``features``."""
-        write_atomically(self._epoch_file(kind, epoch), lambda file: np.savez_compressed(file, **arrays))
+        save: Callable[..., None] = np.savez_compressed
+        write_atomically(self._epoch_file(kind, epoch), lambda file: save(file, **arrays))
 
     def read_epoch(self, kind: str, epoch: int) -> dict[str, np.ndarray]:
         """One epoch's ``predictions`` or ``features``.

@@ -50,7 +50,8 @@ def default_run_dir(arguments: list[str], seed: int) -> Path:
     >>> default_run_dir(["fit", "--config", "configs/digits/student.yaml", "--config", "mine.yaml"], seed=0).as_posix()
     'runs/digits/student,mine'
     """
-    folder, names = Path("runs"), []
+    folder = Path("runs")
+    names: list[str] = []
     for config in values_of(CONFIG, arguments):
         file = lookup(config) or Path(config)
         below = shipped_name(file)

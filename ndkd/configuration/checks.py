@@ -186,7 +186,7 @@ def _refuse_depth(line: str) -> None:
 
 
 def _line(node: yaml.Node | yaml.Event) -> int:
-    return node.start_mark.line + 1
+    return int(node.start_mark.line) + 1
 
 
 def _is_text(node: yaml.Node) -> bool:

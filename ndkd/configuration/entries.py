@@ -19,7 +19,7 @@ def differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 0, "c": 2}, "d": 3})
     {'a.b': (1, 0)}
     """
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for key in now.keys() & before.keys():
         values = now[key], before[key]
         if all(isinstance(value, dict) for value in values):

@@ -28,8 +28,8 @@ def _nulls(value: Any, place: str, owner: type | None) -> Iterator[str]:
             yield from _nulls(item, f"{place}.{number}", None)
     entries = _entries(value)
     if isinstance(entries.get("class_path"), str):
-        owner, entries, place = _class(entries["class_path"]), entries.get("init_args"), f"{place}.init_args"
-        entries = _entries(entries)
+        owner, place = _class(entries["class_path"]), f"{place}.init_args"
+        entries = _entries(entries.get("init_args"))
     wanted = _that_want_a_value(owner) if owner else ()
     for name, entry in entries.items():
         if entry is None and name in wanted:

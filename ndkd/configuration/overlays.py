@@ -174,7 +174,8 @@ def _with_losses(config: str, terms: Terms | None) -> str:
     model = dict(_model(content) or {})
     arguments = {name: value for name, value in (model.get("init_args") or {}).items() if name != "losses"}
     model["init_args"] = arguments if terms is None else {**arguments, "losses": terms}
-    return yaml.safe_dump({**content, "model": model}, default_flow_style=True, sort_keys=False, width=float("inf"))
+    merged = {**content, "model": model}
+    return str(yaml.safe_dump(merged, default_flow_style=True, sort_keys=False, width=float("inf")))
 
 
 def _name(option: str, value: str | None) -> str:

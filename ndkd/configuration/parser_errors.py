@@ -16,7 +16,7 @@ def one_line(message: str, classes: dict[str, list[str]]) -> str:
     >>> one_line(message, {"data": ["DigitsDataModule"]})
     'data: there is no class Digit; did you mean DigitsDataModule?'
     """
-    own = re.findall(r"- (\w+: wanted [^\n]+)", message)  # of a class of ours that refuses its options
+    own: list[str] = re.findall(r"- (\w+: wanted [^\n]+)", message)  # of a class of ours that refuses its options
     if own:
         return own[-1]
     if unknown := re.search(r"does not accept option '([^']+)'", message):

@@ -1,10 +1,11 @@
 """The objective: a weighted sum of loss terms over named outputs of a frozen teacher and a student."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from math import inf
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class LossTerm:
     inputs: list[str] | None = None
     warmup_from: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_from"):
             if getattr(self, name) is None or getattr(self, name) < 0:
                 raise NdkdError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
@@ -93,7 +94,8 @@ class Objective(nn.Module):
         for name, term in losses.items():
             if term.weight == 0:
                 continue
-            inputs = list(term.inputs or getattr(term.loss, "inputs", ()))
+            own: Sequence[str] = getattr(term.loss, "inputs", ())
+            inputs = list(term.inputs or own)
             if not inputs:
                 kind = type(term.loss).__name__
                 raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
@@ -123,8 +125,9 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             check_inputs(name, term, output)
             try:
-                if hasattr(term.loss, "build"):
-                    term.loss.build(output.student, output.teacher)
+                build: Callable[..., None] | None = getattr(term.loss, "build", None)
+                if build is not None:
+                    build(output.student, output.teacher)
                 with torch.no_grad():  # what does not fit is found before the run begins
                     value = term.loss.eval()(*inputs_of(term, output))
                 if not isinstance(value, Tensor) or value.ndim:
@@ -146,11 +149,12 @@ class Objective(nn.Module):
         """
         values = {name: self._value(name, term, output) for name, term in self.terms.items()}
         factors = {name: term.factor(epoch) for name, term in self.terms.items()}
-        return sum(factors[name] * value for name, value in values.items()), values
+        return reduce(add, (factors[name] * value for name, value in values.items())), values
 
     def _value(self, name: str, term: LossTerm, output: StepOutput) -> Tensor:
         try:
-            return term.loss(*inputs_of(term, output))
+            value: Tensor = term.loss(*inputs_of(term, output))
+            return value
         except ValueError as error:
             raise NdkdError(f"loss {name}: {error}") from error
         except AttributeError:

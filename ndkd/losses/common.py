@@ -72,7 +72,7 @@ def values_are_at_hand(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def in_float32(device: torch.device) -> AbstractContextManager:
+def in_float32(device: torch.device) -> AbstractContextManager[object]:
     """A context in which autocast does not turn products of float32 into half precision."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
@@ -80,7 +80,7 @@ def in_float32(device: torch.device) -> AbstractContextManager:
 def unit_vectors(vectors: Tensor, eps: float = 1e-8) -> Tensor:
     """Rows of length 1, in float32; a row shorter than eps is 0 and has no gradient, instead of a huge one."""
     vectors = vectors.float()
-    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     empty = norm < eps
     return (vectors / norm.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
 
@@ -98,6 +98,7 @@ def target_means(class_means: Tensor, target: Tensor) -> Tensor:
 
 
 def check_against_means(student_embedding: Tensor, class_means: Tensor, target: Tensor) -> None:
+    """Raise ``ValueError`` unless embeddings (N, D), class means (C, D) and a target fit each other."""
     check_same_shape(student_embedding=student_embedding)
     check_class_means(class_means, student_embedding.shape[1])
     check_target(target, len(student_embedding), len(class_means))

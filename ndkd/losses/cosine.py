@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ndkd.losses.common import check_against_means, target_means, unit_vectors
+from ndkd.losses.common import check_against_means, check_positive, target_means, unit_vectors
 
 
 def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
@@ -25,9 +25,27 @@ def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, 
 
 
 class CosineLoss(nn.Module):
-    """Cosine distance to the class mean as a module, see :func:`cosine_loss`."""
+    """Cosine distance to the class mean as a module, see :func:`cosine_loss`.
+
+    It reads the student's embedding (N, D), projected to the teacher's width where the widths differ; class means
+    (C, D); and class indices (N,) or soft labels (N, C).
+
+    Args:
+        eps: an embedding shorter than this counts as a constant 1, without a gradient.
+
+    Example:
+        >>> import torch
+        >>> loss = CosineLoss()
+        >>> loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([1]))
+        tensor(0.2000)
+    """
 
     inputs = ("student.projected", "class_means", "target")
 
+    def __init__(self, eps: float = 1e-8):
+        super().__init__()
+        check_positive(eps=eps)
+        self.eps = eps
+
     def forward(self, student_embedding: Tensor, class_means: Tensor, target: Tensor) -> Tensor:
-        return cosine_loss(student_embedding, class_means, target)
+        return cosine_loss(student_embedding, class_means, target, self.eps)

@@ -39,14 +39,26 @@ def _correlation(student: Tensor, teacher: Tensor, dim: int, eps: float = 1e-8) 
     s = student - student.mean(dim=dim, keepdim=True)
     t = teacher - teacher.mean(dim=dim, keepdim=True)
     s_norm, t_norm = torch.linalg.vector_norm(s, dim=dim), torch.linalg.vector_norm(t, dim=dim)
-    correlation = (s * t).sum(dim=dim) / (s_norm * t_norm + eps)
+    correlation: Tensor = (s * t).sum(dim=dim) / (s_norm * t_norm + eps)
     # a student that is constant but for rounding correlates with nothing; the quotient's gradient would be t / eps
     rounding = torch.finfo(student.dtype).eps * torch.linalg.vector_norm(student.detach(), dim=dim)
     return correlation.masked_fill(s_norm <= rounding, 0.0)
 
 
 class DISTLoss(nn.Module):
-    """DIST as a module, see :func:`dist_loss`."""
+    r"""DIST as a module, see :func:`dist_loss`; it reads the logits (N, C) of student and teacher.
+
+    Args:
+        beta: weight of the correlation within samples.
+        gamma: weight of the correlation within classes.
+        temperature: :math:`\tau`.
+
+    Example:
+        >>> teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
+        >>> loss = DISTLoss(temperature=1.0)
+        >>> bool(loss(teacher, teacher) < loss(-teacher, teacher))
+        True
+    """
 
     inputs = ("student.logits", "teacher.logits")
 

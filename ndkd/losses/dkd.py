@@ -35,8 +35,9 @@ def dkd_loss(
         ValueError: shapes or types that do not fit, a target outside the classes.
     """
     check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_target(target, *student_logits.shape, soft=False)
-    is_target = F.one_hot(target.long(), student_logits.shape[1]).bool()
+    num_samples, num_classes = student_logits.shape
+    check_target(target, num_samples, num_classes, soft=False)
+    is_target = F.one_hot(target.long(), num_classes).bool()
     student = _split(student_logits.float() / temperature, is_target)
     teacher = _split(teacher_logits.float() / temperature, is_target)
     target_part, rest_part = (
@@ -56,7 +57,23 @@ def _split(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DKDLoss(nn.Module):
-    """Decoupled distillation as a module, see :func:`dkd_loss`."""
+    """Decoupled distillation as a module, see :func:`dkd_loss`.
+
+    It reads the logits (N, C) of student and teacher, and class indices (N,).
+
+    Args:
+        alpha: weight of the target-class part.
+        beta: weight of the non-target part.
+        temperature: T.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]])
+        >>> loss = DKDLoss(temperature=1.0)
+        >>> loss(student, teacher, torch.tensor([0]))  # of the other classes both say the same
+        tensor(0.4330)
+        >>> loss(student, teacher, torch.tensor([1]))
+        tensor(2.7626)
+    """
 
     inputs = ("student.logits", "teacher.logits", "target")
 

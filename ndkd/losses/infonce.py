@@ -28,7 +28,20 @@ def infonce_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor,
 
 
 class InfoNCELoss(nn.Module):
-    """InfoNCE over class means as a module, see :func:`infonce_loss`."""
+    r"""InfoNCE over class means as a module, see :func:`infonce_loss`.
+
+    It reads the student's embedding (N, D), projected to the teacher's width where the widths differ; class means
+    (C, D); and class indices (N,) or soft labels (N, C).
+
+    Args:
+        temperature: :math:`\tau`.
+
+    Example:
+        >>> import torch
+        >>> loss = InfoNCELoss(temperature=1.0)
+        >>> loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([1]))
+        tensor(0.5981)
+    """
 
     inputs = ("student.projected", "class_means", "target")
 

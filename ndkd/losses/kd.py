@@ -31,7 +31,17 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 
 class KDLoss(nn.Module):
-    """Soft distillation as a module, see :func:`kd_loss`."""
+    """Soft distillation as a module, see :func:`kd_loss`; it reads the logits (N, C) of student and teacher.
+
+    Args:
+        temperature: T.
+
+    Example:
+        >>> import torch
+        >>> loss = KDLoss(temperature=1.0)
+        >>> loss(torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]]))
+        tensor(0.4330)
+    """
 
     inputs = ("student.logits", "teacher.logits")
 
@@ -59,7 +69,13 @@ def hard_kd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 class HardKDLoss(nn.Module):
-    """Hard distillation as a module, see :func:`hard_kd_loss`."""
+    """Hard distillation as a module, see :func:`hard_kd_loss`; it reads the logits (N, C) of student and teacher.
+
+    Example:
+        >>> import torch
+        >>> HardKDLoss()(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]))
+        tensor(0.6931)
+    """
 
     inputs = ("student.logits", "teacher.logits")
 

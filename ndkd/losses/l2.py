@@ -19,11 +19,20 @@ def l2_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
         ValueError: shapes or types that do not fit.
     """
     check_same_shape(student_embedding=student_embedding, teacher_embedding=teacher_embedding)
-    return torch.linalg.vector_norm(student_embedding.float() - teacher_embedding.float(), dim=1).mean()
+    distance: Tensor = torch.linalg.vector_norm(student_embedding.float() - teacher_embedding.float(), dim=1)
+    return distance.mean()
 
 
 class L2Loss(nn.Module):
-    """Euclidean distance as a module, see :func:`l2_loss`."""
+    """Euclidean distance as a module, see :func:`l2_loss`.
+
+    It reads the student's embedding, projected to the teacher's width where the widths differ, and the teacher's, both
+    (N, D).
+
+    Example:
+        >>> L2Loss()(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        tensor(5.)
+    """
 
     inputs = ("student.projected", "teacher.embedding")
 

@@ -39,7 +39,9 @@ def nd_loss(
     check_same_shape(student_embedding=student_embedding, teacher_embedding=teacher_embedding)
     check_class_means(class_means, student_embedding.shape[1])
     check_target(target, len(student_embedding), len(class_means))
-    return _NormAndDirection.apply(student_embedding.float(), teacher_embedding.float(), class_means, target, eps)
+    student, teacher = student_embedding.float(), teacher_embedding.float()
+    loss: Tensor = _NormAndDirection.apply(student, teacher, class_means, target, eps)
+    return loss
 
 
 class _NormAndDirection(torch.autograd.Function):
@@ -75,7 +77,22 @@ class _NormAndDirection(torch.autograd.Function):
 
 
 class NDLoss(nn.Module):
-    """The ND loss as a module, see :func:`nd_loss`; "++" in KD++ is this term."""
+    """The ND loss as a module, see :func:`nd_loss`; "++" in KD++ is this term.
+
+    It reads the student's embedding, projected to the teacher's width where the widths differ, and the teacher's, both
+    (N, D); class means (C, D); and class indices (N,) or soft labels (N, C).
+
+    Args:
+        eps: a row whose two norms are both below this is a constant 1 with zero gradient.
+
+    Example:
+        >>> s, means = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> loss = NDLoss()
+        >>> loss(s, s, means, torch.tensor([1]))  # the cosine distance
+        tensor(0.2000)
+        >>> loss(s, 2 * s, means, torch.tensor([1]))  # a student that is too short loses more
+        tensor(0.6000)
+    """
 
     inputs = ("student.projected", "teacher.embedding", "class_means", "target")
 

@@ -1,6 +1,7 @@
 """Distilling knowledge via knowledge review (ReviewKD): https://arxiv.org/abs/2104.09044."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,13 @@ def _hcl_of_pair(student: Tensor, teacher: Tensor) -> Tensor:
     return loss / total
 
 
+class HasMaps(Protocol):
+    """The output of a model that taps feature maps."""
+
+    @property
+    def feature_maps(self) -> Sequence[Tensor]: ...
+
+
 class AttentionFusion(nn.Module):
     """One review step: narrow the student's map, mix in the deeper result by attention, widen to the teacher's map.
 
@@ -59,18 +67,18 @@ class AttentionFusion(nn.Module):
 
     def __init__(self, in_channels: int, mid_channels: int, out_channels: int, has_deeper: bool):
         super().__init__()
-        self.narrow = nn.Sequential(nn.Conv2d(in_channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels))
-        self.widen = nn.Sequential(
-            nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels)
-        )
+        narrow = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
+        widen = nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False)
+        self.narrow = nn.Sequential(narrow, nn.BatchNorm2d(mid_channels))
+        self.widen = nn.Sequential(widen, nn.BatchNorm2d(out_channels))
         self.attention = nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid()) if has_deeper else None
-        for conv in (self.narrow[0], self.widen[0]):
+        for conv in (narrow, widen):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
     def forward(self, student_map: Tensor, out_size: torch.Size, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """The map to compare with the teacher's, of its (h, w), and what the shallower step mixes in."""
         mixed = self.narrow(student_map)
-        if self.attention is not None:
+        if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, mixed.shape[2:], mode="nearest")
             own, other = self.attention(torch.cat([mixed, deeper], dim=1)).split(1, dim=1)
             mixed = mixed * own + deeper * other
@@ -82,14 +90,23 @@ class AttentionFusion(nn.Module):
 class ReviewKDLoss(nn.Module):
     """Fuse the student's maps from deep to shallow and match each with the teacher's, see :func:`hcl_loss`.
 
-    Both models tap as many maps as the other, shallow to deep; the paper's last pair is the pooled embedding
-    as a 1×1 map. The fusion layers are trained with the student and dropped after training.
+    It reads the feature maps of student and teacher, each (B, c, h, w). Both models tap as many maps as the other,
+    shallow to deep; the paper's last pair is the pooled embedding as a 1×1 map. The fusion layers are trained with the
+    student and dropped after training.
 
     Args:
         max_mid_channels: most channels inside the fusion.
 
     Raises:
         ValueError: unequal numbers of maps, or maps that are not (B, c, h, w).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> student, teacher = [torch.rand(2, 3, 8, 8)], [torch.rand(2, 5, 4, 4)]
+        >>> loss = ReviewKDLoss()
+        >>> loss.build(SimpleNamespace(feature_maps=student), SimpleNamespace(feature_maps=teacher))
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     inputs = ("student.feature_maps", "teacher.feature_maps")
@@ -100,7 +117,7 @@ class ReviewKDLoss(nn.Module):
         self.max_mid_channels = max_mid_channels
         self.fusions = nn.ModuleList()  # deep -> shallow, made by build
 
-    def build(self, student, teacher) -> None:
+    def build(self, student: HasMaps, teacher: HasMaps) -> None:
         """Make the fusion layers for the maps of two model outputs (of a dry forward)."""
         student_shapes = [tuple(m.shape[1:]) for m in student.feature_maps]
         teacher_shapes = [tuple(m.shape[1:]) for m in teacher.feature_maps]

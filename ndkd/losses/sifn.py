@@ -21,12 +21,23 @@ def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
         ValueError: an embedding that is not a floating point (N, D).
     """
     check_same_shape(student_embedding=student_embedding)
-    norm = torch.linalg.vector_norm(student_embedding.float(), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(student_embedding.float(), dim=1)
     return (norm - (norm.detach() + step)).square().mean()
 
 
 class SIFNLoss(nn.Module):
-    """SIFN as a module, see :func:`sifn_loss`."""
+    """SIFN as a module, see :func:`sifn_loss`; it reads the student's embedding (N, D).
+
+    Args:
+        step: r, in units of the norm.
+
+    Example:
+        >>> embedding = torch.tensor([[3.0, 4.0]], requires_grad=True)
+        >>> loss = SIFNLoss()(embedding)
+        >>> loss.backward()
+        >>> loss.item(), embedding.grad  # a step of gradient descent makes it longer
+        (1.0, tensor([[-1.2000, -1.6000]]))
+    """
 
     inputs = ("student.embedding",)
 

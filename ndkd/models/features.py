@@ -36,6 +36,9 @@ class FeatureExtractor(nn.Module):
         NdkdError: a layer that the model does not have, or a classifier that cannot be found.
     """
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -54,7 +57,7 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(channels), persistent=False)
         self.register_buffer("std", None if std is None else torch.tensor(std).view(channels), persistent=False)
         self._captured: dict[str, Tensor] = {}
-        self._dropped = (None, None)
+        self._dropped: tuple[Tensor, Tensor] | None = None  # what a dropout has made, and of what
         # a mode costs some microseconds for every function of torch: only where it may be needed
         self._calls_dropout = any(getattr(module, "drop_rate", 0) for module in model.modules())
         self._install_hooks()
@@ -62,7 +65,8 @@ class FeatureExtractor(nn.Module):
     @property
     def classifier_layers(self) -> list[nn.Linear]:
         """The classifier layers themselves."""
-        return [self.model.get_submodule(name) for name in self.classifier]
+        layers = (self.model.get_submodule(name) for name in self.classifier)
+        return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
     @property
     def embedding_dim(self) -> int:
@@ -75,16 +79,15 @@ class FeatureExtractor(nn.Module):
         return self.classifier_layers[0].out_features
 
     def forward(self, images: Tensor) -> ModelOutput:
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             if len(self.mean) not in (1, images.shape[1]):
                 raise NdkdError(f"mean and std are for {len(self.mean)} channels, the images have {images.shape[1]}")
             images = (images - self.mean) / self.std
-        self._captured, self._dropped = {}, (None, None)  # whatever a forward pass that failed has left
+        self._captured, self._dropped = {}, None  # whatever a forward pass that failed has left
         watched = self._calls_dropout and self.model.training
         with DropoutCalls(self._remember_dropout) if watched else nullcontext():
             logits = self.model(images)
-        captured, self._captured = self._captured, {}
-        self._dropped = (None, None)
+        captured, self._captured, self._dropped = self._captured, {}, None
         for name in (*self.classifier, *self.taps):
             if name not in captured:
                 raise NdkdError(f"{type(self.model).__name__} does not call its layer {name}: choose another")
@@ -96,8 +99,8 @@ class FeatureExtractor(nn.Module):
         embeddings = [captured[name] for name in self.classifier]
         shapes = [tuple(embedding.shape) for embedding in embeddings]
         if len(set(shapes)) > 1 or len(shapes[0]) != 2:
-            names, shapes = ", ".join(self.classifier), ", ".join(map(str, shapes))
-            raise NdkdError(f"classifier: wanted layers that read (B, D), all of one width; {names} read {shapes}")
+            names, read = ", ".join(self.classifier), ", ".join(map(str, shapes))
+            raise NdkdError(f"classifier: wanted layers that read (B, D), all of one width; {names} read {read}")
         embedding = embeddings[0] if len(embeddings) == 1 else torch.stack(embeddings).mean(dim=0)
         heads = {name.replace(".", "_"): captured[f"{name}:logits"] for name in self.classifier if len(embeddings) > 1}
         maps = [captured[tap] for tap in self.taps]
@@ -105,6 +108,11 @@ class FeatureExtractor(nn.Module):
         return ModelOutput(logits, embedding, feature_maps=maps, extra=SimpleNamespace(**heads))
 
     def _install_hooks(self) -> None:
+        self._hook_classifiers()
+        self._follow_dropouts()
+        self._hook_taps()
+
+    def _hook_classifiers(self) -> None:
         for name in self.classifier:
             layer = self._submodule(name, "classifier")
             if not isinstance(layer, nn.Linear):
@@ -112,13 +120,19 @@ class FeatureExtractor(nn.Module):
             layer.register_forward_pre_hook(partial(self._keep_embedding, name))
             if len(self.classifier) > 1:
                 layer.register_forward_hook(partial(self._keep_output, f"{name}:logits"))
+
+    def _follow_dropouts(self) -> None:
+        """Watch what may stand before the classifier; nothing overwrites the embedding or a tapped map."""
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.register_forward_hook(self._remember_dropout)
             if isinstance(module, nn.Flatten):
                 module.register_forward_hook(self._follow_flatten)
-            if (self.taps or isinstance(module, nn.Dropout)) and getattr(module, "inplace", False) is True:
-                module.inplace = False  # it would overwrite the embedding or a tapped map
+            overwrites = getattr(module, "inplace", False) is True
+            if overwrites and (self.taps or isinstance(module, nn.Dropout)):
+                module.inplace = False  # type: ignore[assignment]
+
+    def _hook_taps(self) -> None:
         for tap in self.taps:
             name, _, side = tap.partition(":")
             module = self._submodule(name, "taps")
@@ -137,16 +151,22 @@ class FeatureExtractor(nn.Module):
         return modules[name]
 
     def _keep_embedding(self, name: str, layer: nn.Module, inputs: tuple) -> None:
-        output, before = self._dropped
-        self._captured[name] = before if inputs[0] is output else inputs[0]
+        self._captured[name] = self._before_dropout(inputs[0])
 
     def _remember_dropout(self, layer: nn.Module | None, inputs: tuple, output: Tensor) -> None:
         self._dropped = (output, inputs[0])
 
     def _follow_flatten(self, layer: nn.Flatten, inputs: tuple, output: Tensor) -> None:
-        dropped, before = self._dropped
-        if inputs[0] is dropped:
+        before = self._before_dropout(inputs[0])
+        if before is not inputs[0]:
             self._dropped = (output, before.flatten(layer.start_dim, layer.end_dim))
+
+    def _before_dropout(self, entering: Tensor) -> Tensor:
+        """What a dropout was given, where its output is what enters; else that itself."""
+        if self._dropped is None:
+            return entering
+        output, before = self._dropped
+        return before if entering is output else entering
 
     def _keep_input(self, tap: str, layer: nn.Module, inputs: tuple) -> None:
         self._captured[tap] = inputs[0]

@@ -14,13 +14,13 @@ class ModelOutput:
     """(N, C)."""
     embedding: Tensor
     """(N, D): the input of the classifier layer, before a dropout that precedes it."""
-    projected: Tensor = None
+    projected: Tensor | None = None
     """(N, D of the teacher): the embedding through the projector; the embedding itself where the widths agree."""
     feature_maps: list[Tensor] = field(default_factory=list)
     """Shallow to deep, each (B, c, h, w)."""
     extra: SimpleNamespace = field(default_factory=SimpleNamespace)
     """What only some models have: of one with several classifier layers the logits (N, C) of each, by its name."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.projected is None:
             self.projected = self.embedding

@@ -91,3 +91,9 @@ def built():
         return loss
 
     return make
+
+
+@pytest.fixture(params=["hard", "soft"])
+def target(request, tensors):
+    """Class indices, and soft labels that mix the classes."""
+    return tensors["target"] if request.param == "hard" else torch.rand(6, 5).softmax(dim=1)

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ FUNCTIONS = {
     HardKDLoss: (hard_kd_loss, {}),
     DKDLoss: (dkd_loss, {"alpha": 0.5, "beta": 2.0, "temperature": 3.0}),
     DISTLoss: (dist_loss, {"beta": 0.5, "gamma": 3.0, "temperature": 2.0}),
-    CosineLoss: (cosine_loss, {}),
+    CosineLoss: (cosine_loss, {"eps": 8.0}),
     InfoNCELoss: (infonce_loss, {"temperature": 0.5}),
     L2Loss: (l2_loss, {}),
     SIFNLoss: (sifn_loss, {"step": 0.5}),
@@ -102,9 +103,27 @@ def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(f"ndkd.losses.{name}".rstrip("."))).failed == 0
 
 
-def test_docstring_examples_are_found():
-    modules = (importlib.import_module(f"ndkd.losses.{name}") for name in ("nd", "kd"))
-    assert all(doctest.testmod(module).attempted for module in modules)
+@every_loss
+def test_every_loss_has_an_example(loss_class):
+    (found,) = doctest.DocTestFinder(recurse=False).find(loss_class)
+    assert any(loss_class.__name__ in example.source for example in found.examples)
+
+
+@every_loss
+def test_every_argument_is_documented(loss_class):
+    options = list(inspect.signature(loss_class).parameters) if "__init__" in vars(loss_class) else []
+    documented = re.findall(r"^    (\w+): ", inspect.getdoc(loss_class).partition("Args:")[2], re.MULTILINE)
+    assert documented[: len(options)] == options
+    assert re.search(r"\((N|B), ", inspect.getdoc(loss_class)), "shapes of what it reads"
+
+
+@every_function
+def test_a_loss_and_its_function_take_the_same_options(loss_class):
+    function, _ = FUNCTIONS[loss_class]
+    of_function = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    options = {name: default for name, default in of_function.items() if default is not inspect.Parameter.empty}
+    own = inspect.signature(loss_class).parameters if "__init__" in vars(loss_class) else {}
+    assert {name: parameter.default for name, parameter in own.items()} == options
 
 
 # ---- soft targets -----------------------------------------------------------------------------------------------

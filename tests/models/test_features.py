@@ -257,7 +257,7 @@ def test_nothing_is_kept_between_forwards():
     for _ in range(2):
         assert len(extractor(torch.rand(2, 3, 8, 8)).feature_maps) == 2
         assert extractor._captured == {}
-        assert extractor._dropped == (None, None)
+        assert extractor._dropped is None
 
 
 def test_the_forward_after_a_failed_one():
