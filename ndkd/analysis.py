@@ -34,7 +34,7 @@ def load_run(
     Args:
         folder: the run folder of a classifier.
         checkpoint: ``last`` or ``best``.
-        trust: packages of one's own that the run may name, see :class:`ndkd.trust.Trust`.
+        trust: packages of one's own that the run may name, see ``ndkd.trust.Trust``.
 
     Raises:
         NdkdError: no such run, no such checkpoint, one of something else, a name that is not trusted, or images that
@@ -98,9 +98,10 @@ def embed(model: nn.Module, data: L.LightningDataModule, projector: nn.Module | 
 def angles_to(class_means: Tensor, embedding: Tensor) -> Tensor:
     """Angles (N, C) in degrees between embeddings (N, D) and class means (C, D); of an embedding of length 0, 90.
 
-    >>> angles_to(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 3.0]]))
-    tensor([[45., 45.],
-            [90.,  0.]])
+    Examples:
+        >>> angles_to(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 3.0]]))
+        tensor([[45., 45.],
+                [90.,  0.]])
     """
     return torch.rad2deg((unit_vectors(embedding) @ unit_vectors(class_means).T).clamp(-1, 1).acos())
 
@@ -110,7 +111,7 @@ def measure(run: str, embedded: dict[str, Tensor], class_means: Tensor | None) -
 
     Args:
         run: its name.
-        embedded: of :func:`embed`.
+        embedded: of ``embed``.
         class_means: the teacher's (C, D of the teacher), of this run or of another.
 
     Returns:
@@ -137,7 +138,7 @@ def distribution_figure(measured: pd.DataFrame, columns: list[str], log: bool = 
     """Histograms, a panel per column, a line per run.
 
     Args:
-        measured: of :func:`measure`, several runs one below the other.
+        measured: of ``measure``, several runs one below the other.
         columns: ``["norm", "projected_norm"]``, or ``["angle", "other_angle"]``.
         log: the axis is logarithmic, as suits norms.
     """
@@ -157,7 +158,7 @@ def projection_figure(measured: pd.DataFrame, class_means: Tensor) -> plt.Figure
     """Directions, a panel per run: an image is a dot in the colour of its class, a class mean the class's number.
 
     Args:
-        measured: of :func:`measure` with these class means, several runs one below the other.
+        measured: of ``measure`` with these class means, several runs one below the other.
         class_means: (C, D of the teacher).
     """
     figure, axes = plt.subplots(1, measured["run"].nunique(), sharex=True, sharey=True, figsize=(14, 4), layout="tight")

@@ -25,7 +25,7 @@ Content = TypeVar("Content")
 
 
 def checked_content(file: Path, read: Callable[[], Content], to_do: str) -> Content:
-    """What ``read`` makes of a file; :class:`ndkd.errors.Damaged` whatever happens to it there."""
+    """What ``read`` makes of a file; ``ndkd.errors.Damaged`` whatever happens to it there."""
     try:
         return read()
     except (OSError, MemoryError) as error:

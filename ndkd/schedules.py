@@ -11,8 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 class WarmupCosineLR(LRScheduler):
     r"""Linear warm-up from ``min_lr``, then a cosine back to it.
 
-    .. math:: \eta_t = \eta_{min} + (\eta - \eta_{min}) \begin{cases} t / w & t < w \\
-        \tfrac{1}{2} \big(1 + \cos \pi \tfrac{t - w}{T - w}\big) & t \ge w \end{cases}
+    $$
+    \eta_t = \eta_{min} + (\eta - \eta_{min}) \begin{cases} t / w & t < w \\
+    \tfrac{1}{2} \big(1 + \cos \pi \tfrac{t - w}{T - w}\big) & t \ge w \end{cases}
+    $$
 
     Source: https://arxiv.org/abs/1608.03983.
 

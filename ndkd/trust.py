@@ -38,7 +38,7 @@ WORD = re.compile(r"[\w,:+-]*")  # a value of the trainer that is neither a name
 
 
 class Trust:
-    """Which names are trusted besides those of :data:`PACKAGES`.
+    """Which names are trusted besides those of ``PACKAGES``.
 
     Args:
         packages: ``my_package`` or ``my_package.models``, with everything in it; several may be joined by commas. The
@@ -86,7 +86,7 @@ class Trust:
         """Raise ``NdkdError`` unless a student or a teacher is trusted.
 
         Args:
-            model: what makes a :class:`ndkd.models.ModelConfig`.
+            model: what makes a ``ndkd.models.ModelConfig``.
             source: what to call it in a message.
         """
         name = _dictionary(model, source).get("name")
@@ -179,9 +179,9 @@ class Trust:
 
 
 def is_builder(name: str) -> bool:
-    """Whether ``package.module.Class`` or ``package.module:model`` is one of :data:`PACKAGES`' that only builds.
+    """Whether ``package.module.Class`` or ``package.module:model`` is one of ``PACKAGES``' that only builds.
 
-    A class must be a module, an optimizer, a scheduler, data, or one of :data:`LIGHTNING`; a function a model that
+    A class must be a module, an optimizer, a scheduler, data, or one of ``LIGHTNING``; a function a model that
     torchvision or timm has registered.
     """
     module, _, attribute = name.replace(":", ".").rpartition(".")

@@ -20,7 +20,9 @@ from ndkd.errors import NdkdError, shortened
 class ClassMeans(L.Callback):
     """Fill the module's class means from one pass of the teacher over the training images.
 
-    .. math:: c_k = \\frac{1}{|S_k|} \\sum_{i \\in S_k} t_i
+    $$
+    c_k = \\frac{1}{|S_k|} \\sum_{i \\in S_k} t_i
+    $$
 
     summed in float64 over all processes. The means are part of the checkpoint; a resumed run keeps them.
 

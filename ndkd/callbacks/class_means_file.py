@@ -24,7 +24,7 @@ class StoredMeans:
     Args:
         class_means: (C, D).
         class_names: in the order of the rows.
-        probe: the teacher's embeddings (2, D) of :func:`noise`; by these it is known again, whatever the precision,
+        probe: the teacher's embeddings (2, D) of ``noise``; by these it is known again, whatever the precision,
             the device or the classifier on top.
         image_shape: of the noise.
         images: digest of the images that the means are of.

@@ -28,7 +28,7 @@ class FeatureStatistics(Checkpoint):
     the (projected) student embeddings over the teacher's, and ``longer_than_teacher``, the share of images whose
     (projected) student embedding is at least as long as the teacher's.
 
-    A run whose losses ask for no class means is measured against those that :meth:`ClassMeans.reference` finds. They
+    A run whose losses ask for no class means is measured against those that ``ClassMeans.reference`` finds. They
     are part of no checkpoint, and training does not see them.
 
     Like the run recorder it is one of Lightning's checkpoint callbacks: nothing is kept of an epoch that fails.

@@ -22,7 +22,7 @@ def described(data: Any) -> str:
     """The numbers of a DataModule's images and classes.
 
     Args:
-        data: a :class:`ndkd.data.base.DataModule` that is set up.
+        data: a ``ndkd.data.base.DataModule`` that is set up.
     """
     sizes = data.sizes
     chosen_on = " (= test)" if data.validates_on_test else ""

@@ -14,7 +14,7 @@ def pictures(runs: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Names and figures of everything that there is data for.
 
     Args:
-        runs: of :func:`ndkd.commands.compare_tables.as_table`.
+        runs: of ``ndkd.commands.compare_tables.as_table``.
     """
     yield "results", intervals(runs)
     done = runs[runs["state"] == "finished"].astype({"last": float, "angle": float, "relative_norm": float})

@@ -23,7 +23,7 @@ weight 0. “Best” is the epoch that was best on the validation images."""
 
 
 def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row per run, as in results.csv; of each what :meth:`ndkd.commands.compare_jobs.Fit.result` gives."""
+    """A row per run, as in results.csv; of each what ``ndkd.commands.compare_jobs.Fit.result`` gives."""
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
@@ -31,7 +31,7 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str
     """Write ``results.csv`` (a row per run) and ``results.md`` (a row per configuration).
 
     Args:
-        rows: of each run what :meth:`ndkd.commands.compare_jobs.Fit.result` gives.
+        rows: of each run what ``ndkd.commands.compare_jobs.Fit.result`` gives.
         out: the folder.
         command: what made them.
         notes: what else is to be said in results.md.

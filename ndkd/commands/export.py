@@ -44,7 +44,7 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
         checkpoint: of ``ndkd fit``, in its run folder.
         format: ``safetensors`` or ``torch`` for the weights, ``onnx`` or ``torch_export`` for the whole network.
         out: the file to write; the network in it maps normalised images (B, c, h, w) to logits (B, C).
-        trust: packages of one's own that the run may name, see :class:`ndkd.trust.Trust`.
+        trust: packages of one's own that the run may name, see ``ndkd.trust.Trust``.
         config: configurations of one's own; what they name is trusted too.
 
     Raises:

@@ -32,7 +32,7 @@ def figures(runs: list[Any]) -> Iterator[tuple[str, Figure]]:
     """Names and figures of everything that the runs have data for.
 
     Args:
-        runs: of :class:`ndkd.commands.report.ShownRun`; the first is the baseline.
+        runs: of ``ndkd.commands.report.ShownRun``; the first is the baseline.
     """
     for name, (column, label, scale) in CURVES.items():
         if having := [run for run in runs if column in run.metrics]:

@@ -16,7 +16,7 @@ class CIFAR10DataModule(InMemoryDataModule):
     Args:
         root: folder that holds the archive or the unpacked files.
         download: fetch them if they are not there.
-        options: of :class:`InMemoryDataModule`.
+        options: of ``InMemoryDataModule``.
 
     Raises:
         NdkdError: files that are neither there nor to be had, or are damaged.
@@ -66,7 +66,7 @@ class CIFAR10DataModule(InMemoryDataModule):
 
 
 class CIFAR100DataModule(CIFAR10DataModule):
-    """CIFAR-100: as :class:`CIFAR10DataModule`, with 100 classes."""
+    """CIFAR-100: as ``CIFAR10DataModule``, with 100 classes."""
 
     dataset = datasets.CIFAR100
     num_classes = 100

@@ -13,7 +13,7 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     Where the folders are missing, torchvision unpacks ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and
     ``ILSVRC2012_devkit_t12.tar.gz`` from ``root``. Images are not turned by their EXIF data, as in published
-    evaluations. The options are those of :class:`ImageFolderDataModule`.
+    evaluations. The options are those of ``ImageFolderDataModule``.
 
     Raises:
         NdkdError: neither folders nor archives, or archives that are damaged, hold what they should not, or more than

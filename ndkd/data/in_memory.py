@@ -15,7 +15,7 @@ class InMemoryDataModule(DataModule):
     """Small images in memory: a validation split, scarce labels, augmentation of whole batches.
 
     A subclass says ``num_classes``, ``class_names``, ``image_shape``, ``mean`` and ``std``; its ``setup`` calls
-    :meth:`keep`.
+    ``keep``.
 
     Args:
         train_size: number of training images, stratified, to make labels scarce; by default all that validation leaves.

@@ -21,7 +21,7 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
     Args:
         root: the folder.
         image_size: height and width to resize to; by default all images must be of one size already.
-        options: of :class:`InMemoryDataModule`.
+        options: of ``InMemoryDataModule``.
 
     Raises:
         NdkdError: a missing split, classes that differ between splits, a class without images, a file that cannot be

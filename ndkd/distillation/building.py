@@ -17,7 +17,7 @@ def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:
     """The module's teacher, frozen and, unless it was given as a ready model, with folded BatchNorm.
 
     Args:
-        module: a :class:`ndkd.distillation.DistillationModule` that is being fitted.
+        module: a ``ndkd.distillation.DistillationModule`` that is being fitted.
         used: the inputs of its loss terms.
 
     Raises:

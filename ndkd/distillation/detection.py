@@ -50,7 +50,7 @@ class DetectionDistillationModule(DistillationModule):
     Args:
         student: how to build the student, or a ready detector.
         losses: further loss terms by name.
-        options: the others of :class:`DistillationModule`; a model's name is ``detector/resnet18`` (or another
+        options: the others of ``DistillationModule``; a model's name is ``detector/resnet18`` (or another
             backbone; with ``pretrained: true`` the backbone starts from ImageNet) or
             ``torchvision/fasterrcnn_resnet50_fpn``.
     """

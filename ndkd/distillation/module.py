@@ -30,7 +30,7 @@ from ndkd.seeds import run_seed, seed_torch
 class DistillationModule(L.LightningModule):
     """Train a student on any sum of loss terms; no method has a class of its own.
 
-    Everything is built once, in :meth:`configure_model`: the student first and from the seed alone, so that every
+    Everything is built once, in ``configure_model``: the student first and from the seed alone, so that every
     method starts from the same student. The teacher exists in ``fit`` only, and only if a term needs it.
 
     Args:
@@ -190,7 +190,7 @@ class DistillationModule(L.LightningModule):
         return images, torch.zeros(2, dtype=torch.long)
 
     def build_metrics(self) -> None:
-        """What :meth:`update_metrics` adds to."""
+        """What ``update_metrics`` adds to."""
         options = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
         ranks = (1, 5) if self.num_classes > 5 else (1,)
         self.metrics = MetricCollection({f"acc{k}": MulticlassAccuracy(top_k=k, **options) for k in ranks})

@@ -62,7 +62,7 @@ class StepOutput:
 
 
 class Objective(nn.Module):
-    r"""The weighted sum of loss terms, :math:`\sum_k w_k \min(1, e / e_k) L_k` in epoch e; it needs no trainer.
+    r"""The weighted sum of loss terms, $\sum_k w_k \min(1, e / e_k) L_k$ in epoch e; it needs no trainer.
 
     Terms of weight 0 are left out. The caller's terms are left as they are.
 
@@ -72,19 +72,20 @@ class Objective(nn.Module):
     Raises:
         NdkdError: a name that cannot be that of a term, a loss whose inputs nobody names, nothing to learn from.
 
-    >>> from ndkd.losses import KDLoss, NDLoss
-    >>> objective = Objective({
-    ...     "ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"]),
-    ...     "kd": LossTerm(KDLoss(temperature=4), warmup_epochs=20),
-    ...     "nd": LossTerm(NDLoss(), weight=1.5),
-    ... })
-    >>> print(objective)
-    1·ce + 1·kd (warm-up 20 epochs) + 1.5·nd
-    >>> student, teacher = (ModelOutput(torch.randn(4, 10), torch.randn(4, 64)) for _ in range(2))
-    >>> target, class_means = torch.tensor([0, 1, 2, 3]), torch.randn(10, 64)
-    >>> total, values = objective(StepOutput(student, target, teacher, class_means), epoch=0)
-    >>> list(values), torch.equal(total, values["ce"] + 0 * values["kd"] + 1.5 * values["nd"])
-    (['ce', 'kd', 'nd'], True)
+    Examples:
+        >>> from ndkd.losses import KDLoss, NDLoss
+        >>> objective = Objective({
+        ...     "ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"]),
+        ...     "kd": LossTerm(KDLoss(temperature=4), warmup_epochs=20),
+        ...     "nd": LossTerm(NDLoss(), weight=1.5),
+        ... })
+        >>> print(objective)
+        1·ce + 1·kd (warm-up 20 epochs) + 1.5·nd
+        >>> student, teacher = (ModelOutput(torch.randn(4, 10), torch.randn(4, 64)) for _ in range(2))
+        >>> target, class_means = torch.tensor([0, 1, 2, 3]), torch.randn(10, 64)
+        >>> total, values = objective(StepOutput(student, target, teacher, class_means), epoch=0)
+        >>> list(values), torch.equal(total, values["ce"] + 0 * values["kd"] + 1.5 * values["nd"])
+        (['ce', 'kd', 'nd'], True)
     """
 
     def __init__(self, losses: Mapping[str, LossTerm]):

@@ -40,7 +40,7 @@ def optimizers(
     """The optimizer and, where there is one, its learning rate schedule, as Lightning wants them.
 
     Args:
-        groups: of :func:`parameter_groups`.
+        groups: of ``parameter_groups``.
         make_optimizer: from these.
         make_scheduler: from the optimizer; empty ``total_steps`` are filled in.
         interval: whether a step of the schedule is an ``epoch`` or a ``step``.

@@ -6,7 +6,7 @@ from ndkd.losses.common import check_against_means, check_positive, target_means
 
 
 def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
-    r"""Cosine distance to the class mean, :math:`\frac{1}{N} \sum_i 1 - \cos(s_i, c_{k_i})`: direction alone.
+    r"""Cosine distance to the class mean, $\frac{1}{N} \sum_i 1 - \cos(s_i, c_{k_i})$: direction alone.
 
     Source: the baseline of https://arxiv.org/abs/2305.17007.
 
@@ -25,7 +25,7 @@ def cosine_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, 
 
 
 class CosineLoss(nn.Module):
-    """Cosine distance to the class mean as a module, see :func:`cosine_loss`.
+    """Cosine distance to the class mean as a module, see ``cosine_loss``.
 
     It reads the student's embedding (N, D), projected to the teacher's width where the widths differ; class means
     (C, D); and class indices (N,) or soft labels (N, C).
@@ -33,7 +33,7 @@ class CosineLoss(nn.Module):
     Args:
         eps: an embedding shorter than this counts as a constant 1, without a gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = CosineLoss()
         >>> loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([1]))

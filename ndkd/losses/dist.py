@@ -11,18 +11,20 @@ def dist_loss(
 ) -> Tensor:
     r"""Match correlations instead of probabilities: between classes in a sample, and between samples in a class.
 
-    .. math:: L = \tau^2 \Big( \beta \frac{1}{N} \sum_i \big(1 - \rho(p^s_{i:}, p^t_{i:})\big)
-        + \gamma \frac{1}{C} \sum_j \big(1 - \rho(p^s_{:j}, p^t_{:j})\big) \Big),
-        \qquad p = \mathrm{softmax}(\cdot / \tau)
+    $$
+    L = \tau^2 \Big( \beta \frac{1}{N} \sum_i \big(1 - \rho(p^s_{i:}, p^t_{i:})\big)
+    + \gamma \frac{1}{C} \sum_j \big(1 - \rho(p^s_{:j}, p^t_{:j})\big) \Big),
+    \qquad p = \mathrm{softmax}(\cdot / \tau)
+    $$
 
-    with Pearson's correlation :math:`\rho`. The second part depends on which samples share a batch.
+    with Pearson's correlation $\rho$. The second part depends on which samples share a batch.
 
     Args:
         student_logits: (N, C).
         teacher_logits: (N, C).
         beta: weight of the correlation within samples.
         gamma: weight of the correlation within classes.
-        temperature: :math:`\tau`.
+        temperature: $\tau$.
 
     Raises:
         ValueError: shapes or types that do not fit.
@@ -46,14 +48,14 @@ def _correlation(student: Tensor, teacher: Tensor, dim: int, eps: float = 1e-8) 
 
 
 class DISTLoss(nn.Module):
-    r"""DIST as a module, see :func:`dist_loss`; it reads the logits (N, C) of student and teacher.
+    r"""DIST as a module, see ``dist_loss``; it reads the logits (N, C) of student and teacher.
 
     Args:
         beta: weight of the correlation within samples.
         gamma: weight of the correlation within classes.
-        temperature: :math:`\tau`.
+        temperature: $\tau$.
 
-    Example:
+    Examples:
         >>> teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
         >>> loss = DISTLoss(temperature=1.0)
         >>> bool(loss(teacher, teacher) < loss(-teacher, teacher))

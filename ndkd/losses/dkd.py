@@ -17,11 +17,13 @@ def dkd_loss(
 ) -> Tensor:
     r"""KD split into the target class against the rest (weight alpha), and the classes among the rest (weight beta).
 
-    .. math:: L = \frac{T^2}{N} \sum_i \alpha\, \mathrm{KL}(b^t_i \,\|\, b^s_i)
-        + \beta\, \mathrm{KL}(\hat p^t_i \,\|\, \hat p^s_i)
+    $$
+    L = \frac{T^2}{N} \sum_i \alpha\, \mathrm{KL}(b^t_i \,\|\, b^s_i)
+    + \beta\, \mathrm{KL}(\hat p^t_i \,\|\, \hat p^s_i)
+    $$
 
-    with :math:`p = \mathrm{softmax}(\cdot / T)`, :math:`b = (p_k, 1 - p_k)` for the target class k, and
-    :math:`\hat p` the softmax over the other classes.
+    with $p = \mathrm{softmax}(\cdot / T)$, $b = (p_k, 1 - p_k)$ for the target class k, and
+    $\hat p$ the softmax over the other classes.
 
     Args:
         student_logits: (N, C).
@@ -57,7 +59,7 @@ def _split(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DKDLoss(nn.Module):
-    """Decoupled distillation as a module, see :func:`dkd_loss`.
+    """Decoupled distillation as a module, see ``dkd_loss``.
 
     It reads the logits (N, C) of student and teacher, and class indices (N,).
 
@@ -66,7 +68,7 @@ class DKDLoss(nn.Module):
         beta: weight of the non-target part.
         temperature: T.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]])
         >>> loss = DKDLoss(temperature=1.0)
         >>> loss(student, teacher, torch.tensor([0]))  # of the other classes both say the same

@@ -7,7 +7,7 @@ from ndkd.losses.common import check_against_means, check_positive, in_float32, 
 
 
 def infonce_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
-    r"""Tell the own class mean from all others: cross-entropy of :math:`\cos(s_i, c_j) / \tau` over the classes j.
+    r"""Tell the own class mean from all others: cross-entropy of $\cos(s_i, c_j) / \tau$ over the classes j.
 
     Source: https://arxiv.org/abs/1807.03748, over class means as in https://arxiv.org/abs/2305.17007.
 
@@ -15,7 +15,7 @@ def infonce_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor,
         student_embedding: s, (N, D).
         class_means: c, (C, D).
         target: class indices (N,) or soft labels (N, C).
-        temperature: :math:`\tau`.
+        temperature: $\tau$.
 
     Raises:
         ValueError: shapes or types that do not fit, a target outside the classes, a class mean that is not finite.
@@ -28,15 +28,15 @@ def infonce_loss(student_embedding: Tensor, class_means: Tensor, target: Tensor,
 
 
 class InfoNCELoss(nn.Module):
-    r"""InfoNCE over class means as a module, see :func:`infonce_loss`.
+    r"""InfoNCE over class means as a module, see ``infonce_loss``.
 
     It reads the student's embedding (N, D), projected to the teacher's width where the widths differ; class means
     (C, D); and class indices (N,) or soft labels (N, C).
 
     Args:
-        temperature: :math:`\tau`.
+        temperature: $\tau$.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = InfoNCELoss(temperature=1.0)
         >>> loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([1]))

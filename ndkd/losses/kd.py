@@ -9,7 +9,9 @@ from ndkd.losses.common import check_positive, check_same_shape
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     r"""Kullback-Leibler divergence from the teacher's softened distribution to the student's.
 
-    .. math:: L = \frac{T^2}{N} \sum_i \mathrm{KL}\big(\mathrm{softmax}(t_i / T) \,\|\, \mathrm{softmax}(s_i / T)\big)
+    $$
+    L = \frac{T^2}{N} \sum_i \mathrm{KL}\big(\mathrm{softmax}(t_i / T) \,\|\, \mathrm{softmax}(s_i / T)\big)
+    $$
 
     Args:
         student_logits: s, (N, C).
@@ -19,7 +21,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Raises:
         ValueError: shapes or types that do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> kd_loss(torch.zeros(2, 3), torch.zeros(2, 3))
         tensor(0.)
@@ -31,12 +33,12 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 
 class KDLoss(nn.Module):
-    """Soft distillation as a module, see :func:`kd_loss`; it reads the logits (N, C) of student and teacher.
+    """Soft distillation as a module, see ``kd_loss``; it reads the logits (N, C) of student and teacher.
 
     Args:
         temperature: T.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = KDLoss(temperature=1.0)
         >>> loss(torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]]))
@@ -55,7 +57,7 @@ class KDLoss(nn.Module):
 
 
 def hard_kd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    r"""Cross-entropy to the class that the teacher predicts, :math:`\mathrm{CE}(s_i, \arg\max_c t_{ic})`.
+    r"""Cross-entropy to the class that the teacher predicts, $\mathrm{CE}(s_i, \arg\max_c t_{ic})$.
 
     Args:
         student_logits: s, (N, C).
@@ -69,9 +71,9 @@ def hard_kd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 class HardKDLoss(nn.Module):
-    """Hard distillation as a module, see :func:`hard_kd_loss`; it reads the logits (N, C) of student and teacher.
+    """Hard distillation as a module, see ``hard_kd_loss``; it reads the logits (N, C) of student and teacher.
 
-    Example:
+    Examples:
         >>> import torch
         >>> HardKDLoss()(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]))
         tensor(0.6931)

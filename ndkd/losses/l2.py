@@ -7,7 +7,7 @@ from ndkd.losses.common import check_same_shape
 
 
 def l2_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
-    r"""Euclidean distance between the two embeddings, :math:`\frac{1}{N} \sum_i \|s_i - t_i\|_2`: full alignment.
+    r"""Euclidean distance between the two embeddings, $\frac{1}{N} \sum_i \|s_i - t_i\|_2$: full alignment.
 
     Source: the baseline of https://arxiv.org/abs/2305.17007.
 
@@ -24,12 +24,12 @@ def l2_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
 
 
 class L2Loss(nn.Module):
-    """Euclidean distance as a module, see :func:`l2_loss`.
+    """Euclidean distance as a module, see ``l2_loss``.
 
     It reads the student's embedding, projected to the teacher's width where the widths differ, and the teacher's, both
     (N, D).
 
-    Example:
+    Examples:
         >>> L2Loss()(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         tensor(5.)
     """

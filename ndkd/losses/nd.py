@@ -14,11 +14,13 @@ def nd_loss(
 ) -> Tensor:
     r"""Pull student embeddings to the direction of their class mean and up to the teacher's norm.
 
-    .. math:: L = \frac{1}{N} \sum_i 1 - \frac{\langle s_i, e_{k_i} \rangle}{\max(\|s_i\|, \|t_i\|)},
-        \qquad e_k = c_k / \|c_k\|
+    $$
+    L = \frac{1}{N} \sum_i 1 - \frac{\langle s_i, e_{k_i} \rangle}{\max(\|s_i\|, \|t_i\|)},
+    \qquad e_k = c_k / \|c_k\|
+    $$
 
-    Where :math:`\|s\| \ge \|t\|` this is the cosine distance, without a radial gradient; below, the gradient
-    :math:`-e_k / \|t\|` turns the embedding and lets its norm grow. Norms and products are taken in float32; gradients
+    Where $\|s\| \ge \|t\|$ this is the cosine distance, without a radial gradient; below, the gradient
+    $-e_k / \|t\|$ turns the embedding and lets its norm grow. Norms and products are taken in float32; gradients
     flow to the student's embedding alone.
 
     Args:
@@ -31,7 +33,7 @@ def nd_loss(
     Raises:
         ValueError: shapes or types that do not fit, a target outside the classes, a class mean that is not finite.
 
-    Example:
+    Examples:
         >>> s, means = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
         >>> nd_loss(s, 2 * s, means, torch.tensor([1]))
         tensor(0.6000)
@@ -47,8 +49,10 @@ def nd_loss(
 class _NormAndDirection(torch.autograd.Function):
     r"""The loss with its gradient written out: autograd would go over the embeddings three times as often.
 
-    .. math:: N \frac{\partial L}{\partial s} = \begin{cases} -e / \|t\| & \|s\| < \|t\| \\
-        -e / \|s\| + \langle s, e \rangle\, s / \|s\|^3 & \|s\| \ge \|t\| \end{cases}
+    $$
+    N \frac{\partial L}{\partial s} = \begin{cases} -e / \|t\| & \|s\| < \|t\| \\
+    -e / \|s\| + \langle s, e \rangle\, s / \|s\|^3 & \|s\| \ge \|t\| \end{cases}
+    $$
     """
 
     @staticmethod
@@ -77,7 +81,7 @@ class _NormAndDirection(torch.autograd.Function):
 
 
 class NDLoss(nn.Module):
-    """The ND loss as a module, see :func:`nd_loss`; "++" in KD++ is this term.
+    """The ND loss as a module, see ``nd_loss``; "++" in KD++ is this term.
 
     It reads the student's embedding, projected to the teacher's width where the widths differ, and the teacher's, both
     (N, D); class means (C, D); and class indices (N,) or soft labels (N, C).
@@ -85,7 +89,7 @@ class NDLoss(nn.Module):
     Args:
         eps: a row whose two norms are both below this is a constant 1 with zero gradient.
 
-    Example:
+    Examples:
         >>> s, means = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
         >>> loss = NDLoss()
         >>> loss(s, s, means, torch.tensor([1]))  # the cosine distance

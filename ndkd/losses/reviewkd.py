@@ -13,9 +13,11 @@ from ndkd.losses.common import check_positive
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     r"""Hierarchical context loss: squared distance of feature maps at full size and pooled to 4×4, 2×2 and 1×1.
 
-    .. math:: L = \sum_m \frac{1}{\sum_l w_l} \sum_l w_l\, \mathrm{MSE}(\mathrm{pool}_l(s_m), \mathrm{pool}_l(t_m))
+    $$
+    L = \sum_m \frac{1}{\sum_l w_l} \sum_l w_l\, \mathrm{MSE}(\mathrm{pool}_l(s_m), \mathrm{pool}_l(t_m))
+    $$
 
-    Weights :math:`w` are 1 for the full map and 1/2, 1/4, 1/8 for the pooled sizes in the order in which they are
+    Weights $w$ are 1 for the full map and 1/2, 1/4, 1/8 for the pooled sizes in the order in which they are
     used; a size that is not smaller than the map's height is left out.
 
     Args:
@@ -88,7 +90,7 @@ class AttentionFusion(nn.Module):
 
 
 class ReviewKDLoss(nn.Module):
-    """Fuse the student's maps from deep to shallow and match each with the teacher's, see :func:`hcl_loss`.
+    """Fuse the student's maps from deep to shallow and match each with the teacher's, see ``hcl_loss``.
 
     It reads the feature maps of student and teacher, each (B, c, h, w). Both models tap as many maps as the other,
     shallow to deep; the paper's last pair is the pooled embedding as a 1×1 map. The fusion layers are trained with the
@@ -100,7 +102,7 @@ class ReviewKDLoss(nn.Module):
     Raises:
         ValueError: unequal numbers of maps, or maps that are not (B, c, h, w).
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> student, teacher = [torch.rand(2, 3, 8, 8)], [torch.rand(2, 5, 4, 4)]
         >>> loss = ReviewKDLoss()

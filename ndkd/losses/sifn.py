@@ -9,9 +9,11 @@ from ndkd.losses.common import check_positive, check_same_shape
 def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
     r"""Let every feature norm grow by a step, whatever its direction.
 
-    .. math:: L = \frac{1}{N} \sum_i \big(\|s_i\| - (\mathrm{stopgrad}\,\|s_i\| + r)\big)^2
+    $$
+    L = \frac{1}{N} \sum_i \big(\|s_i\| - (\mathrm{stopgrad}\,\|s_i\| + r)\big)^2
+    $$
 
-    The value is the constant :math:`r^2`; the gradient is :math:`-2 r\, s_i / (N \|s_i\|)`, and zero at the origin.
+    The value is the constant $r^2$; the gradient is $-2 r\, s_i / (N \|s_i\|)$, and zero at the origin.
 
     Args:
         student_embedding: s, (N, D).
@@ -26,12 +28,12 @@ def sifn_loss(student_embedding: Tensor, step: float = 1.0) -> Tensor:
 
 
 class SIFNLoss(nn.Module):
-    """SIFN as a module, see :func:`sifn_loss`; it reads the student's embedding (N, D).
+    """SIFN as a module, see ``sifn_loss``; it reads the student's embedding (N, D).
 
     Args:
         step: r, in units of the norm.
 
-    Example:
+    Examples:
         >>> embedding = torch.tensor([[3.0, 4.0]], requires_grad=True)
         >>> loss = SIFNLoss()(embedding)
         >>> loss.backward()

@@ -22,7 +22,7 @@ class ModelConfig:
     """How to build a teacher or a student.
 
     Args:
-        name: ``cifar/…``, ``torchvision/…``, ``timm/…`` or ``package.module:callable``, see :func:`build_model`.
+        name: ``cifar/…``, ``torchvision/…``, ``timm/…`` or ``package.module:callable``, see ``build_model``.
         checkpoint: file with the weights: a plain state dict, ``{"model": …}``, ``{"state_dict": …}``, a checkpoint
             of ndkd, or safetensors.
         pretrained: weights from torchvision's or timm's hub or, with ``checkpoint``, from that file in the hub's place:

@@ -31,7 +31,7 @@ def build_model(name: str, num_classes: int | None, pretrained: bool = False, **
     Raises:
         NdkdError: an unknown name (the nearest are suggested), a missing package, weights that cannot be fetched.
 
-    Example:
+    Examples:
         >>> build_model("cifar/resnet20", num_classes=10).fc.out_features
         10
     """

@@ -17,7 +17,7 @@ HEADS = ("fc", "classifier", "head", "heads", "linear")
 
 
 class FeatureExtractor(nn.Module):
-    """A classifier that returns a :class:`ModelOutput` for images in [0, 1].
+    """A classifier that returns a ``ModelOutput`` for images in [0, 1].
 
     The embedding is what enters the classifier layer, taken before a dropout directly in front of it: an
     ``nn.Dropout``, or the ``F.dropout`` of timm's models that have a ``drop_rate``.
@@ -26,7 +26,7 @@ class FeatureExtractor(nn.Module):
         model: maps normalised images (B, c, h, w) to logits (B, C).
         classifier: name of the classifier layer (``"fc"``), or of several, whose inputs are averaged
             (``["head", "head_dist"]``) and whose logits are in ``extra`` by their names; by default it is found by
-            itself, see :func:`find_classifier`.
+            itself, see ``find_classifier``.
         taps: names of the modules whose outputs are the feature maps, shallow to deep; ``"NAME:input"`` takes the
             input of the module's last call instead. A pooled (B, c) becomes a map (B, c, 1, 1).
         mean: per channel, subtracted from the images.

@@ -25,7 +25,7 @@ class Known:
     Args:
         num_classes: of the data.
         class_names: of the data.
-        student: the entries of its :class:`ndkd.models.ModelConfig`.
+        student: the entries of its ``ndkd.models.ModelConfig``.
         format: of these entries.
     """
 

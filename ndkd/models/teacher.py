@@ -12,8 +12,8 @@ def freeze(teacher: nn.Module) -> nn.Module:
 def fold_batchnorm(model: nn.Module) -> int:
     r"""Fold each BatchNorm into the convolution before it, in place; an ``nn.Identity`` stays behind.
 
-    In evaluation mode BatchNorm is affine: with scale :math:`a = \gamma / \sqrt{\sigma^2 + \epsilon}` the convolution
-    takes the weight :math:`a w` and the bias :math:`a (b - \mu) + \beta`. Names and hooks of all other modules stay. A
+    In evaluation mode BatchNorm is affine: with scale $a = \gamma / \sqrt{\sigma^2 + \epsilon}$ the convolution
+    takes the weight $a w$ and the bias $a (b - \mu) + \beta$. Names and hooks of all other modules stay. A
     pair that a hook would see the inside of is left as it is, and so is a model whose forward cannot be traced.
 
     Args:
@@ -22,7 +22,7 @@ def fold_batchnorm(model: nn.Module) -> int:
     Returns:
         The number of BatchNorms that are gone.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval().requires_grad_(False)
         >>> fold_batchnorm(model)
