@@ -52,7 +52,7 @@ def report(runs: list[Path], out: Path | None = None) -> None:
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         new = Path(folder) / "new"
         new.mkdir()
-        with matplotlib.style.context(Path(__file__).parent / "templates" / "report.mplstyle"):
+        with matplotlib.style.context(Path(__file__).parents[1] / "templates" / "report.mplstyle"):
             for name, figure in figures(shown):
                 write_atomically(new / f"{name}.png", partial(figure.savefig, format="png"), out)
         for k, run in enumerate(shown):

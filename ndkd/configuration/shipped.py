@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ndkd.errors import NdkdError, suggestion
+from ndkd.errors import NdkdError
 
 FOLDER = "configs"  # of a checkout; its name may be left in front of a shipped configuration's
 
@@ -58,9 +58,8 @@ def find_shipped(name: str) -> Path:
     file = _shipped(name)
     if shipped_name(file) and file.is_file():
         return file
-    hint = suggestion(name, [_as_typed(Path(name), known) for known in shipped_names()])
-    hint = hint if hint.startswith("did") else "ndkd configs lists them"
-    raise NdkdError(f"no configuration {name} comes with ndkd; {hint}")
+    hint = _did_you_mean(Path(name), [_as_typed(Path(name), known) for known in shipped_names()])
+    raise NdkdError(f"no configuration {name} comes with ndkd; {hint or 'ndkd configs lists them'}")
 
 
 def shipped_name(file: Path) -> Path | None:
@@ -88,5 +87,20 @@ def _hint(name: Path) -> str:
     shipped = [_as_typed(name, known) for known in shipped_names()]
     here = {*name.parent.glob("*.yaml"), *Path(FOLDER).rglob("*.yaml")}
     own = sorted(file.as_posix() for file in here if _as_typed(name, file.as_posix()) not in shipped)
-    near = suggestion(name.as_posix(), [*own, *shipped])
-    return near if near.startswith("did") else "correct the path, or choose of those that ndkd configs lists"
+    hint = _did_you_mean(name, [*own, *shipped])
+    return hint or "correct the path, or choose of those that ndkd configs lists"
+
+
+def _did_you_mean(name: Path, known: list[str], most: int = 5) -> str:
+    """The known names that are nearest to a name, whatever its ending; nothing if none is near."""
+    import difflib
+
+    words = {_word(Path(other)): other for other in known}
+    near = difflib.get_close_matches(_word(name), words, n=most, cutoff=0.6)
+    near = near or sorted((word for word in words if _word(name) in word), key=len)[:most]
+    return f"did you mean {', '.join(words[word] for word in near)}?" if near else ""
+
+
+def _word(name: Path) -> str:
+    """What is compared of a name: without ``configs/`` and the ending."""
+    return name.as_posix().removeprefix(f"{FOLDER}/").removesuffix(name.suffix)
