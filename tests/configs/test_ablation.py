@@ -18,7 +18,7 @@ from tests.pages import shipped
 from tests.pages import text as text_of
 
 TERMS = {
-    "cosine": ("CosineLoss", {}),
+    "cosine": ("CosineLoss", {"eps": 1e-08}),
     "infonce": ("InfoNCELoss", {"temperature": 0.1}),
     "sifn": ("SIFNLoss", {"step": 1}),
     "l2": ("L2Loss", {}),
