@@ -12,7 +12,8 @@ import pytest
 from tests.command import REPOSITORY
 
 HELD = ("benchmarks", "configs", "docs", "ndkd", "notebooks", "results", "tests")  # folders of a source distribution
-TOPS = {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "requirements.txt", "setup.cfg", "setup.py"}
+TOPS = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "mkdocs.yml"}
+TOPS |= {"pyproject.toml", "requirements.txt", "setup.cfg", "setup.py"}
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
 # first on the path, whatever an environment puts there
 START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ndkd.cli import main; sys.exit(main())"
