@@ -12,7 +12,8 @@ from ndkd.models.checkpoint import check_keys
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
 
-TRAINING_ONLY = ("teacher.", "projector.", "objective.", "class_means")
+# "loss_modules." is the objective of earlier versions
+TRAINING_ONLY = ("teacher.", "projector.", "objective.", "loss_modules.", "class_means")
 
 
 def without_teacher(module: nn.Module) -> None:
