@@ -230,7 +230,7 @@ def test_readme_commands_run(with_cifar, with_images, monkeypatch):
         assert status == 0, f"{command}: {err}"
     assert Run("runs/digits/kd++").is_used
     assert Run("runs/cifar10/kd++").is_used
-    rows = Path("runs/imagefolder/predictions.csv").read_text().splitlines()
+    rows = Path("runs/imagefolder/kd++/predictions.csv").read_text().splitlines()
     assert rows[0] == "file,prediction,confidence,target"
     assert [row.split(",")[0] for row in rows[1:3]] == ["FOLDER/val/goldfish/0.jpg", "FOLDER/val/goldfish/1.jpg"]
     assert len(list(Path("runs/class_means").iterdir())) == 2  # of two teachers
