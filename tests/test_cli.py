@@ -275,13 +275,16 @@ MISTAKES = {
         r"config configs/digits/kdd.yaml does not exist; did you mean configs/digits/kd.yaml, configs/digits/kd\+\+",
     ),
     "a folder as config": (["fit", "--config", "configs"], "config configs is a folder; name a file in it"),
-    "an empty config": (["fit", "--config", "empty.yaml"], "config empty.yaml is empty; see configs/digits/kd"),
+    "an empty config": (["fit", "--config", "empty.yaml"], "config empty.yaml is empty; see ndkd configs digits/kd"),
     "a config that is no text": (
         ["fit", "--config", "binary.yaml"],
         "config binary.yaml is no text file; give a YAML file",
     ),
     "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is no YAML: while parsing"),
-    "unknown key": (["fit", "--config", "unknown.yaml"], "does not accept option 'modle.a'"),
+    "unknown key": (
+        ["fit", "--config", "unknown.yaml"],
+        "there is no entry modle.a; see ndkd fit --print_config for those that exist",
+    ),
     "missing teacher": (
         [*KDPP, "--model.init_args.teacher.checkpoint=no.pth"],
         "checkpoint no.pth does not exist; train it first or correct the path",

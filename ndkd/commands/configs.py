@@ -25,7 +25,7 @@ def configs(name: str | None = None) -> None:
     """
     listed = [known for known in shipped_names() if Path(known).parts[-2:-1] != ("fragments",)]
     if name:
-        folder = f"{name.removeprefix('configs/').rstrip('/')}/"
+        folder = f"{Path(name).as_posix().removeprefix('configs/')}/"
         listed = [known for known in listed if known.startswith(folder)]
     text = listing(listed) if listed else standing_alone(find_shipped(name or ""))
     if hasattr(sys.stdout, "reconfigure"):

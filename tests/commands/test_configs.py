@@ -63,7 +63,7 @@ def test_overlays_are_marked_and_groups_are_those_of_the_datasets():
     assert groups[-1].startswith("+ is an overlay, for --config after a configuration; ")
 
 
-@pytest.mark.parametrize("name", ["digits", "digits/", "configs/digits"])
+@pytest.mark.parametrize("name", ["digits", "./digits/", "configs/digits"])
 def test_a_folder_alone(name):
     lines = printed(name).splitlines()
     assert lines[0] == "digits"
