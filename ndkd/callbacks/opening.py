@@ -12,8 +12,9 @@ class Opening(L.Callback):
         if not trainer.is_global_zero:
             return
         print(f"objective: {pl_module.objective}")
-        if hasattr(trainer.datamodule, "sizes"):
-            print(f"data: {described(trainer.datamodule)}")
+        data = getattr(trainer, "datamodule", None)
+        if hasattr(data, "sizes"):
+            print(f"data: {described(data)}")
 
 
 def described(data: Any) -> str:
