@@ -92,10 +92,7 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
         about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "known": known, "on": data}
         card = model_card(run, about, rows)
         write_atomically(folder / "README.md", lambda file: file.write(card.encode()), out.parent / "README.md")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for file in list(folder.iterdir()):
-            file.rename(out.parent / file.name)
-        sync_folder(out.parent)
+        put(folder, out.parent)
     for title, text in {"student": f"{model.name}, epoch {content['epoch']}", **rows, "written": out}.items():
         print(f"{title:<12}{text}")
 
@@ -115,6 +112,14 @@ def beside(out: Path, above: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder)
+
+
+def put(folder: Path, place: Path) -> None:
+    """Move the files of a folder to their place."""
+    place.mkdir(parents=True, exist_ok=True)
+    for file in list(folder.iterdir()):
+        file.rename(place / file.name)
+    sync_folder(place)
 
 
 def writable_folder(out: Path, format: str) -> Path:
