@@ -17,6 +17,7 @@ from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.losses.common import unit_vectors
 from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.config import ModelConfig
 from ndkd.models.projector import Projector
 from ndkd.models.run_checkpoint import Known, check_run_checkpoint
 from ndkd.runs import Run
@@ -42,9 +43,9 @@ def load_run(
     """
     run = Run.existing(folder)
     config, content, trusted = run.read_config(), read_checkpoint(run.checkpoint(checkpoint)), Trust(trust)
-    known, weights = Known.of(content), content.get("state_dict")
+    known, weights = Known.of(content), content.get("state_dict") or {}
     is_described = known.student and known.num_classes is not None
-    if not is_described or any(".roi_heads." in str(key) for key in weights or ()):
+    if not is_described or any(".roi_heads." in str(key) for key in weights):
         raise NdkdError(f"checkpoint {run.checkpoint(checkpoint)} is no classifier's of ndkd fit; give the run of one")
     check_run_checkpoint(content, run.checkpoint(checkpoint))
     teacher = _entry(config, "model", "init_args", "teacher")
@@ -52,15 +53,14 @@ def load_run(
         trusted.check_model(described, f"{run.path}: {name}")
     trusted.check_data(config.get("data"), str(run.config))
     data = configured(config["data"])
-    module = DistillationModule(
-        known.student, teacher=teacher, num_classes=known.num_classes, class_names=known.class_names
-    )
+    models = {"student": ModelConfig(**known.student), "teacher": teacher}
+    module = DistillationModule(**models, num_classes=known.num_classes, class_names=known.class_names)
     module.configure_model()
     if "projector.2.weight" in weights:
         module.projector = Projector(*reversed(weights["projector.2.weight"].shape))
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
-    source = module.sources["teacher"]
+    source: Any = module.sources["teacher"]
     if source and (source.checkpoint is None or Path(source.checkpoint).is_file()):
         module.teacher = module.build_extractor(source, data)
     return module.eval(), data
@@ -124,7 +124,7 @@ def measure(run: str, embedded: dict[str, Tensor], class_means: Tensor | None) -
     """
     target, projected = embedded["target"], embedded["projected"]
     wanted, found = projected.shape[1], None if class_means is None else class_means.shape[1]
-    if found != wanted:
+    if class_means is None or found != wanted:
         raise NdkdError(f"run {run}: wanted class means {wanted} wide, got {found}; take those of a run with NDLoss")
     angles, own = angles_to(class_means, projected), target.unsqueeze(1)
     columns = {"run": run, "image": range(len(target)), "target": target, "prediction": embedded["logits"].argmax(1)}

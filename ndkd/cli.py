@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ndkd.configuration.arguments import values_of
 from ndkd.errors import NdkdError, plain_words, suggestion
@@ -107,7 +107,7 @@ def run_training(command: str, arguments: list[str]) -> int:
     All options: ndkd {command} --help-all; of one class: ndkd {command} --model.help DistillationModule
     """
     if {"-h", "--help"} & set(arguments):
-        print(inspect.getdoc(run_training).format(command=command, summary=COMMANDS[command]))
+        print((inspect.getdoc(run_training) or "").format(command=command, summary=COMMANDS[command]))
         return 0
     from ndkd.configuration.checks import check_configs, check_option
 
@@ -124,7 +124,7 @@ def run_training(command: str, arguments: list[str]) -> int:
 class OneLineParser(argparse.ArgumentParser):
     """Mistakes are ``NdkdError``, without the usage."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise NdkdError(f"{message}; see {self.prog} --help")
 
 

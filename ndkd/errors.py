@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a user's share of it, the largest file that is allowed
@@ -91,6 +92,6 @@ def suggestion(name: str, known: list[str], most: int = 5) -> str:
     return f"known: {', '.join(known[: 4 * most])}{', …' if len(known) > 4 * most else ''}"
 
 
-def shortened(names: list[str], most: int = 4) -> str:
+def shortened(names: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -14,7 +14,7 @@ from ndkd.stopping import is_alive
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 3.0  # seconds that a process that was just stopped may take to end
 BUSY = (errno.EACCES, errno.EAGAIN)

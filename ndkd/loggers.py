@@ -73,14 +73,15 @@ class WandbLogger(LightningWandbLogger):
         """The W&B run."""
         if self.is_waiting:
             return DummyExperiment()
+        folder: Any = self.save_dir
         if self._experiment is None:
             if wandb.run is not None and wandb.run.id != self.version:
                 wandb.finish()  # of an earlier run in this process
-            write_atomically(_id_file(self.save_dir), lambda out: out.write(self.version.encode()))
+            write_atomically(_id_file(folder), lambda out: out.write(str(self.version).encode()))
         try:
             return super().experiment
         except wandb.errors.Error as error:
-            _say(self.save_dir, f"W&B could not be reached ({' '.join(str(error).split())[:120]})")
+            _say(folder, f"W&B could not be reached ({' '.join(str(error).split())[:120]})")
             wandb.teardown()  # the failed attempt still holds the run's id
             self._wandb_init["mode"] = "offline"
             return super().experiment
@@ -92,7 +93,8 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def log_histograms(self, histograms: dict[str, Any], step: int) -> None:
         """Log a pair of counts and edges for each name."""
-        self.log_metrics({name: wandb.Histogram(np_histogram=pair) for name, pair in histograms.items()}, step)
+        drawn: dict[str, Any] = {name: wandb.Histogram(np_histogram=pair) for name, pair in histograms.items()}
+        self.log_metrics(drawn, step)
 
     def _scan_and_log_checkpoints(self, checkpoint_callback: Any) -> None:
         # Lightning's one name for both would make last the newest version of best

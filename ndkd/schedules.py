@@ -4,6 +4,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from math import cos, inf, pi
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -38,7 +39,7 @@ class WarmupCosineLR(LRScheduler):
         self.total_steps, self.warmup_steps, self.min_lr = total_steps, round(warmup * total_steps), min_lr
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         if self.last_epoch < self.warmup_steps:
             share = self.last_epoch / self.warmup_steps
         else:

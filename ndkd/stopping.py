@@ -126,8 +126,9 @@ def as_worker(worker: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _unless_the_parent_left
-    if hasattr(signal, "SIGKILL"):
-        at_end_of(multiprocessing.parent_process().pid, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if hasattr(signal, "SIGKILL") and parent is not None and parent.pid is not None:
+        at_end_of(parent.pid, signal.SIGKILL)
 
 
 def _unless_the_parent_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:

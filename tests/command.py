@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import lightning.pytorch as L
+import pytest
 
 from ndkd.cli import main
+from ndkd.errors import NdkdError
 from ndkd.stopping import is_alive
 
 REPOSITORY = Path(__file__).parent.parent
@@ -55,3 +57,12 @@ class Terminated(BrokenOff):
 
     def __init__(self):
         super().__init__(signal.SIGTERM, epoch=1)
+
+
+def refusal(function, *arguments, **options):
+    """The message, of one line, with which a call is refused."""
+    with pytest.raises(NdkdError) as caught:
+        function(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

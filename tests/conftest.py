@@ -60,6 +60,13 @@ def teacher_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder, the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def tiny_data():
     """The class of the tiny DataModule."""
     return TinyData

@@ -18,7 +18,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
 
 
-def moved_to(folder: str, state: dict[str, Any]) -> dict[str, Any]:
+def moved_to(folder: Any, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a ModelCheckpoint whose folder has moved: it would forget the best score with the path."""
 
     def path(before: str) -> str:
@@ -39,6 +39,10 @@ def begin_next_epoch(loop: Any) -> None:
 
 def checkpoint_callbacks(run: Run, headline: str = "acc1") -> list[ModelCheckpoint]:
     """Lightning's callbacks for the checkpoints ``best`` and ``last``, in the order in which a resume needs them."""
-    common = {"dirpath": run.checkpoints.resolve(), "save_on_train_epoch_end": True, "enable_version_counter": False}
+    common: dict[str, Any] = {
+        "dirpath": run.checkpoints.resolve(),
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
     best = ModelCheckpoint(filename="best", monitor=f"val/{headline}", mode="max", **common)
     return [best, ModelCheckpoint(filename="last", **common)]

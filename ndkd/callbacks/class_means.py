@@ -60,7 +60,7 @@ class ClassMeans(L.Callback):
         if self.file is None:
             found = self._cached_or_computed(trainer, pl_module)
         else:
-            found = self._from_file(pl_module).class_means
+            found = self._from_file(self.file, pl_module).class_means
             if found.shape != means.shape:
                 raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
             if not found.any():
@@ -77,7 +77,7 @@ class ClassMeans(L.Callback):
         if self.file is not None:
             if trainer.ckpt_path and not Path(self.file).exists():
                 return self._unmeasured(trainer, f"class means {self.file} are gone")
-            stored = self._from_file(module)
+            stored = self._from_file(self.file, module)
             classes, wide = stored.class_means.shape
             if classes != (wanted := module.num_classes):
                 raise NdkdError(f"class means {self.file}: wanted {wanted} classes, got {classes}")
@@ -85,7 +85,7 @@ class ClassMeans(L.Callback):
                 return stored
             return self._unmeasured(trainer, f"the embeddings are {width} wide, those of {self.file} {wide}", stored)
         # foreign data may change its order with every pass
-        if module.teacher is None or not isinstance(trainer.datamodule, HasClassMeanLoader):
+        if module.teacher is None or not isinstance(_data_of(trainer), HasClassMeanLoader):
             return None
         if (wide := module.teacher.embedding_dim) != width:
             return self._unmeasured(trainer, f"the student's embeddings are {width} wide, the teacher's {wide}")
@@ -98,19 +98,20 @@ class ClassMeans(L.Callback):
     def _unmeasured(self, trainer: L.Trainer, why: str, stored: StoredMeans | None = None) -> StoredMeans | None:
         if trainer.is_global_zero:
             print(f"ndkd: no angles to class means: {why}")
-        return stored and replace(stored, class_means=None)
+        nothing: Any = None
+        return stored and replace(stored, class_means=nothing)
 
-    def _from_file(self, module: Any) -> StoredMeans:
-        stored = read_class_means(self.file)
+    def _from_file(self, file: Path, module: Any) -> StoredMeans:
+        stored = read_class_means(file)
         if not stored.class_means.isfinite().all():
-            raise NdkdError(f"class means {self.file}: not all numbers are finite")
+            raise NdkdError(f"class means {file}: not all numbers are finite")
         knows = module.teacher is not None and module.has_embeddings
-        stored.check(self.file, module.class_names, partial(_embed, module) if knows else None)
+        stored.check(file, module.class_names, partial(_embed, module) if knows else None)
         means = stored.class_means.roll(1, dims=0) if self.background_last else stored.class_means
         return replace(stored, class_means=means.to(module.device))
 
     def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
-        if isinstance(data := trainer.datamodule, HasClassMeanLoader):
+        if isinstance(data := _data_of(trainer), HasClassMeanLoader):
             loader = data.class_mean_dataloader(self.augment)
         else:  # foreign data: its training images as they come
             loader = trainer.fit_loop._data_source.dataloader()
@@ -125,7 +126,7 @@ class ClassMeans(L.Callback):
             return read_class_means(file).class_means
         means = self._compute(trainer, module, loader)
         if trainer.is_global_zero:
-            names, shape = module.class_names, getattr(trainer.datamodule, "image_shape", None)
+            names, shape = module.class_names, getattr(_data_of(trainer), "image_shape", None)
             probe = _embed(module, noise(shape)).float() if shape and module.has_embeddings else None
             StoredMeans(means, names, probe, probe is not None and shape or None, loader.fingerprint()).write(file)
         return means
@@ -162,6 +163,10 @@ def _embed(module: Any, images: Tensor) -> Tensor:
     """The teacher's embeddings, by its own ``forward``: one that is compiled would be compiled again for two images."""
     like = next(module.teacher.parameters())
     return module.teacher.forward(images.to(like.device, like.dtype)).embedding
+
+
+def _data_of(trainer: Any) -> Any:
+    return trainer.datamodule
 
 
 def _size(tensor: Tensor) -> str:

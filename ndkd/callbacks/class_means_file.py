@@ -40,8 +40,8 @@ class StoredMeans:
 
     def write(self, file: Path) -> None:
         """Write a ``.safetensors`` file."""
-        tensors = {"class_means": self.class_means, "probe": self.probe}
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}
+        stored = {"class_means": self.class_means, "probe": self.probe}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in stored.items() if tensor is not None}
         about = {name: json.dumps(value) for name, value in vars(self).items() if name not in tensors and value}
         content = save(tensors, about)
         write_atomically(file, lambda out: out.write(content))
@@ -65,15 +65,15 @@ class StoredMeans:
                 else (f"it has {len(self.class_names)} classes, the data has {len(class_names)}")
             )
             raise NdkdError(f"class means {file} are of other classes: {found}; leave class_means.file out")
-        if self.probe is not None and embed is not None and not self._is_of(embed):
+        if self.probe is not None and embed is not None and not self._is_of(embed, self.probe):
             raise NdkdError(f"class means {file} are another teacher's; leave class_means.file out to compute them")
 
-    def _is_of(self, embed: Callable[[Tensor], Tensor]) -> bool:
+    def _is_of(self, embed: Callable[[Tensor], Tensor], probe: Tensor) -> bool:
         try:
-            found = embed(noise(self.image_shape)).float().cpu()
+            found = embed(noise(self.image_shape or ())).float().cpu()
         except RuntimeError:  # a model that takes images of another size
             return False
-        return found.shape == self.probe.shape and bool((found - self.probe).norm() <= NEAR * self.probe.norm())
+        return found.shape == probe.shape and bool((found - probe).norm() <= NEAR * probe.norm())
 
 
 def noise(shape: Sequence[int]) -> Tensor:

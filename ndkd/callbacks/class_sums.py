@@ -52,8 +52,8 @@ class ClassSums:
         low, high = (self.span * self.span.new_tensor([-1, 1])).tolist()
         if low < 0 or high >= len(self.counts):
             raise NdkdError(f"wanted labels from 0 to {len(self.counts) - 1}, the data has {low} to {high}")
-        names = class_names or list(range(len(self.counts)))
-        absent = [str(names[k]) for k in (self.counts == 0).nonzero().flatten().tolist()]
+        names = class_names or [str(k) for k in range(len(self.counts))]
+        absent = [names[k] for k in (self.counts == 0).nonzero().flatten().tolist()]
         if absent and not may_be_absent:
             raise UnknownMean(
                 f"no training image of class {shortened(absent, most=5)}: its mean is unknown; "

@@ -70,5 +70,7 @@ class DetectionPictures(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, LogsImages):  # Weights & Biases
                 logger.log_image("val/detections", [image])
-            elif hasattr(logger.experiment, "add_image"):  # TensorBoard
-                logger.experiment.add_image("val/detections", picture, epoch)
+            else:
+                experiment: Any = getattr(logger, "experiment", None)
+                if hasattr(experiment, "add_image"):  # TensorBoard
+                    experiment.add_image("val/detections", picture, epoch)

@@ -44,7 +44,8 @@ class FeatureStatistics(Checkpoint):
         self._batches: dict[str, list[Tensor]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        source = next((callback for callback in trainer.callbacks if isinstance(callback, ClassMeans)), None)
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        source = next((callback for callback in callbacks if isinstance(callback, ClassMeans)), None)
         is_measured = pl_module.has_embeddings and trainer.limit_val_batches
         if source and is_measured and pl_module.class_means is None:
             self._reference = source.reference(trainer, pl_module)
@@ -79,8 +80,10 @@ class FeatureStatistics(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         columns = {name: torch.cat(batches) for name, batches in self._batches.items()}
         if columns and pl_module.teacher is not None:
-            self._teacher_norms = columns["teacher_norm"] = columns.get("teacher_norm", self._teacher_norms)
-        own = torch.stack(list(columns.values()), dim=1).cpu().numpy() if columns else ()
+            if self._teacher_norms is None:
+                self._teacher_norms = columns["teacher_norm"]
+            columns["teacher_norm"] = self._teacher_norms
+        own: Any = torch.stack(list(columns.values()), dim=1).cpu().numpy() if columns else ()
         rows = np.array(in_order(trainer, own))  # all ranks take part, one without images too
         if not len(rows) or not trainer.is_global_zero:
             return
@@ -90,7 +93,7 @@ class FeatureStatistics(Checkpoint):
         for name, edges in kept.items():
             arrays[name] = np.histogram(values[name].clip(edges[0], edges[-1]), edges)[0]
         self.run.write_epoch("features", trainer.current_epoch, arrays)
-        teacher_norm = self._reference and self._reference.teacher_norm
+        teacher_norm = self._reference.teacher_norm if self._reference else None
         self._log(trainer, summary(values, teacher_norm), {name: (arrays[name], edges) for name, edges in kept.items()})
 
     def _log(self, trainer: L.Trainer, values: dict[str, float], histograms: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ class Opening(L.Callback):
         if not trainer.is_global_zero:
             return
         print(f"objective: {pl_module.objective}")
-        if isinstance(trainer.datamodule, HasSizes):
-            print(f"data: {described(trainer.datamodule)}")
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, HasSizes):
+            print(f"data: {described(data)}")
 
 
 def described(data: Any) -> str:

@@ -44,9 +44,10 @@ class RunRecorder(Checkpoint):
         """Everything is built, and Lightning has not yet written the loggers' files of hyper-parameters."""
         self._origin = {"git_commit": git_commit(), "versions": versions()}
         settings = {**yaml.safe_load(self.config), **self._origin}
-        if isinstance(trainer.datamodule, HasBatchSize):
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, HasBatchSize):
             copies = trainer.world_size * trainer.accumulate_grad_batches
-            settings["global_batch_size"] = trainer.datamodule.batch_size * copies
+            settings["global_batch_size"] = data.batch_size * copies
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 
@@ -84,7 +85,7 @@ class RunRecorder(Checkpoint):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if outputs.student is None:  # detections are not kept
+        if outputs.student is None or self._predictions is None:  # detections are not kept
             return
         confidence, predicted = outputs.student.logits.float().softmax(dim=1).max(dim=1)
         self._predictions.append(torch.stack([outputs.target.float(), predicted.float(), confidence], dim=1))
@@ -95,7 +96,7 @@ class RunRecorder(Checkpoint):
         if not trainer.is_global_zero:
             return
         self.run.check_kept()
-        before, self._seconds = self._seconds, time.time() - self._started
+        before, self._seconds = self._seconds, time.time() - (self._started or 0.0)
         times = {"time/seconds": self._seconds, "time/epoch": self._seconds - before}
         pl_module.log_dict(times, rank_zero_only=True)
         epoch, logged = trainer.current_epoch, trainer.callback_metrics.items()
@@ -121,8 +122,9 @@ class RunRecorder(Checkpoint):
             ended = {"seconds": round(now - self._started, 3), "date": date.fromtimestamp(now).isoformat()}
             self.run.update_status(state="finished", **ended)
             for callback in trainer.checkpoint_callbacks:
-                for logger in trainer.loggers if isinstance(callback, ModelCheckpoint) else []:
-                    logger.after_save_checkpoint(callback)  # a best one may be of an earlier start
+                if isinstance(callback, ModelCheckpoint):
+                    for logger in trainer.loggers:
+                        logger.after_save_checkpoint(callback)  # a best one may be of an earlier start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """In training, or in the test that follows it."""

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,7 @@ def compare(
 
 def _write_results(fits: list[Fit], out: Path, command: str) -> None:
     for fit in fits:
-        kept = {name: value for name, value in fit.config.items() if name not in ("run_dir", "seed_everything")}
-        text = yaml.safe_dump(kept, sort_keys=False)
-        write_atomically(
-            out / "configs" / f"{fit.row['config']}.yaml", lambda file, text=text: file.write(text.encode())
-        )
+        _write_config(fit, out / "configs" / f"{fit.row['config']}.yaml")
     rows = [fit.result() for fit in fits]
     unmeasured = [row["folder"] for row in rows if row["state"] == "finished" and not row.keys() >= MEASURED.keys()]
     note = (
@@ -111,8 +108,14 @@ def _write_results(fits: list[Fit], out: Path, command: str) -> None:
     )
     table = write_tables(rows, out, command, note)
     for name, figure in pictures(as_table(rows)):
-        write_atomically(out / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=150, format="png"))
+        write_atomically(out / f"{name}.png", partial(figure.savefig, dpi=150, format="png"))
     print(f"{table}\n{note}" if note else table, f"\nresults: {out}/results.md, .csv, .png")
+
+
+def _write_config(fit: Fit, file: Path) -> None:
+    kept = {name: value for name, value in fit.config.items() if name not in ("run_dir", "seed_everything")}
+    text = yaml.safe_dump(kept, sort_keys=False)
+    write_atomically(file, lambda out: out.write(text.encode()))
 
 
 def _check_results(out: Path, fit: Fit) -> None:
@@ -143,19 +146,21 @@ def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: P
     wanting = [fit for fit in left if not teacher_of(fit.config) and _can_be_measured(fit.config)]
     if len(entries) != 1 or not wanting:  # of two teachers none is the one
         return
-    ready: dict[str, Path | None] = {}
+    (teacher,) = entries.values()
+    tried: set[str] = set()
+    failed: set[str] = set()
     for fit in wanting:
         name = fit.row["config"]
-        if name not in ready:
-            ready[name] = out / "class_means" / f"{name}.safetensors"
+        file = out / "class_means" / f"{name}.safetensors"
+        if write and name not in tried:
             try:
-                if write:
-                    write_teacher_means(ready[name], *entries.values(), fit.config["data"])
+                write_teacher_means(file, teacher, fit.config["data"])
             except NdkdError as error:
                 print(f"no angles of {name}: {error}")
-                ready[name] = None
-        if ready[name] and ready[name].is_file():
-            fit.options += ["--class_means.file", str(ready[name])]
+                failed.add(name)
+        tried.add(name)
+        if name not in failed and file.is_file():
+            fit.options += ["--class_means.file", str(file)]
 
 
 def _identity(teacher: dict[str, Any]) -> str:

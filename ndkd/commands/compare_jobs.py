@@ -51,13 +51,16 @@ class Fit:
     def protocol(self) -> str:
         """What results must have in common to stand in one table: the images, and how long was trained."""
         data, trainer = self.config["data"], self.config["trainer"]
-        given = {name: value for name, value in data.get("init_args", {}).items() if name in EVALUATED and value}
-        images = [f"{name} {Path(value).name if isinstance(value, str) else value}" for name, value in given.items()]
+        parts = [data["class_path"].rpartition(".")[2]]
+        for name, value in data.get("init_args", {}).items():
+            if name in EVALUATED and value:
+                parts.append(f"{name} {Path(value).name if isinstance(value, str) else value}")
         in_epochs = (trainer["max_epochs"] or -1) > 0
-        length = f"{trainer['max_epochs']} epochs" if in_epochs else f"{trainer['max_steps']} steps"
-        limits = {f"limit_{part}_batches": trainer.get(f"limit_{part}_batches") for part in ("train", "val", "test")}
-        limited = [f"{name} {value:g}" for name, value in limits.items() if value not in (None, 1.0)]
-        return ", ".join([data["class_path"].rpartition(".")[2], *images, length, *limited])
+        parts.append(f"{trainer['max_epochs']} epochs" if in_epochs else f"{trainer['max_steps']} steps")
+        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+            if trainer.get(name) not in (None, 1.0):
+                parts.append(f"{name} {trainer[name]:g}")
+        return ", ".join(parts)
 
     @property
     def command(self) -> list[str]:
@@ -105,27 +108,44 @@ class Fit:
         return {**found, "precision": self.config["trainer"].get("precision") or "32-true"}
 
 
+Running = dict["subprocess.Popen[bytes]", tuple[Fit, dict[str, str]]]  # the fit of a process, and its place
+
+
 def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
     """Run them, so many at a time, with one bar for all; a failure is kept in the fit's ``error``."""
-    places, waiting, running = _environments(jobs), list(fits), {}
+    places, waiting = _environments(jobs), list(fits)
+    running: Running = {}
     layout = "{l_bar}{bar}| {n:.1f} of {total} runs [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _terminate_on_exit(running):
         while waiting or running:
             while waiting and places:
                 fit, place = waiting.pop(0), places.pop(0)
-                with (logs / f"{fit.run.path.name}.log").open("w") as log:
-                    environment = os.environ | place | parent_of(signal.SIGTERM)
-                    process = subprocess.Popen([*NDKD, *fit.command], env=environment, stdout=log, stderr=log)
-                running[process] = fit, place
+                running[_started(fit, place, _log(logs, fit))] = fit, place
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
                 fit, place = running.pop(process)
                 places.append(place)
-                fit.error = _last_message(logs / f"{fit.run.path.name}.log") if process.returncode else None
+                fit.error = _last_message(_log(logs, fit)) if process.returncode else None
                 bar.write(f"{fit.run.path.name}: {fit.error or _outcome(fit)}", file=sys.stdout)
-            shares = {fit.run.path.name: fit.progress for fit, _ in running.values()}
-            bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in shares.items()), refresh=False)
-            bar.update(len(fits) - len(waiting) - len(running) + sum(shares.values()) - bar.n)
+            _show_progress(bar, [fit for fit, _ in running.values()], len(fits) - len(waiting) - len(running))
+
+
+def _log(logs: Path, fit: Fit) -> Path:
+    return logs / f"{fit.run.path.name}.log"
+
+
+def _started(fit: Fit, place: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    """The process of a run; what it prints goes to its log."""
+    environment = os.environ | place | parent_of(signal.SIGTERM)
+    with log.open("w") as file:
+        return subprocess.Popen([*NDKD, *fit.command], env=environment, stdout=file, stderr=file)
+
+
+def _show_progress(bar: Any, running: list[Fit], done: int) -> None:
+    """Move the bar to the runs that are done and the shares of those that are going on."""
+    shares = {fit.run.path.name: fit.progress for fit in running}
+    bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in shares.items()), refresh=False)
+    bar.update(done + sum(shares.values()) - bar.n)
 
 
 def _environments(jobs: int) -> list[dict[str, str]]:
@@ -139,7 +159,7 @@ def _environments(jobs: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _terminate_on_exit(running: dict[subprocess.Popen, Any]) -> Iterator[None]:
+def _terminate_on_exit(running: Running) -> Iterator[None]:
     """End what is still running when we are stopped; it can go on from its last epoch."""
     try:
         yield

@@ -79,7 +79,8 @@ def plan(
     for name in names.values():
         if len(twice := [config for config in configs if names[config] == name]) > 1:
             raise NdkdError(f"{shortened(twice)} have one name, {name}: give each file a name of its own")
-    rows, terms = [], []
+    rows: list[tuple[Variant, list[str], dict[str, Any]]] = []
+    terms: list[str] = []
     for config, name in names.items():
         options = [*_files(config), *extra]
         resolved = _resolved(name, [*options, "--run_dir", str(out)])
@@ -102,7 +103,8 @@ def plan(
             run = Run(out / f"{variant.name}-seed{seed}")
             options = [*options, "--seed_everything", str(seed), "--run_dir", str(run.path)]
             row = {"config": variant.name, "seed": seed, "control": variant.control}
-            row |= {"term": sweep.term, "weight": variant.swept} if variant.swept is not None else {}
+            if sweep is not None and variant.swept is not None:
+                row |= {"term": sweep.term, "weight": variant.swept}
             fits.append(Fit(run, options, {**resolved, "seed_everything": seed}, row))
             _check_unchanged(fits[-1])
             _check_protocol(fits[-1], fits[0])
@@ -115,14 +117,19 @@ def variants(name: str, weights: dict[str, float], control: str | None, sweep: S
     >>> [variant.name for variant in variants("kd++", {"nd": 1.0}, None, Sweep("nd", [0.0, 0.5]))]
     ['kd++-nd0', 'kd++-nd0.5']
     """
-    term, values = sweep if sweep and sweep.term in weights else (None, [None])
+    term: str | None = None
+    values: list[float | None] = [None]
+    if sweep and sweep.term in weights:
+        term, values = sweep.term, [*sweep.weights]
     if term is not None and term == control and 0 not in values:
         values = [0.0, *values]
     found = []
     for value in values:
-        tail, changed = ("", {}) if value is None else (f"-{term}{_number(value)}", {term: value})
+        tail, changed = "", dict[str, float]()
+        if term is not None and value is not None:
+            tail, changed = f"-{term}{_number(value)}", {term: value}
         without = f"{name}-{term}0" if value and 0 in values else None  # a swept weight of 0 is the control
-        if control != term and weights.get(control):
+        if control is not None and control != term and weights.get(control):
             without = f"{name}-{control}0{tail}"
             found.append(Variant(without, {control: 0.0, **changed}, None, value))
         found.append(Variant(name + tail, changed, without, value))

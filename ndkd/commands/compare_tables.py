@@ -51,11 +51,17 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str
 def differences_by_seed(runs: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
     """Per configuration the last epoch's value minus ``first``'s and minus ``control``'s, where both have it."""
     last = runs.pivot(index="seed", columns="config", values="last").astype(float)
-    controls = runs.drop_duplicates("config").set_index("config")["control"]
-    swept = set(runs["config"][runs["weight"].notna()])  # there the weight of 0 is one of the rows
-    first = next(name for name in controls.index if name not in set(controls) or name in swept)
-    held = {"first": dict.fromkeys(controls.index.drop(first), first), "control": controls.dropna().to_dict()}
-    return {kind: {name: last[name] - last[other] for name, other in pairs.items()} for kind, pairs in held.items()}
+    control_of = runs.drop_duplicates("config").set_index("config")["control"]
+    first = _first(runs, control_of)
+    to_first = {name: last[name] - last[first] for name in control_of.index.drop(first)}
+    to_control = {name: last[name] - last[control] for name, control in control_of.dropna().items()}
+    return {"first": to_first, "control": to_control}
+
+
+def _first(runs: pd.DataFrame, control_of: pd.Series) -> str:
+    """The first configuration that is no other's control, or that is one row of a sweep, the weight of 0."""
+    swept, controls = set(runs["config"][runs["weight"].notna()]), set(control_of)
+    return next(name for name in control_of.index if name not in controls or name in swept)
 
 
 def half_interval(values: pd.Series) -> float:
@@ -73,19 +79,30 @@ def markdown(runs: pd.DataFrame) -> str:
     metric = next(iter(runs["metric"].dropna()), "result")
     first = next((name for name in runs["config"] if name not in gains["first"]), "")
     minus = f"minus {inline(first)}", "minus control"
-    lines = [["", "seeds", f"{metric}, last epoch", "best epoch", *minus, "minutes", "parameters"]]
-    for name, of_config in runs.groupby("config", sort=False):
-        done = of_config[of_config["state"] == "finished"]
-        values = [done["last"], done["best"], *(gains[kind].get(name) for kind in ("first", "control"))]
-        minutes, parameters = pd.to_numeric(done["seconds"]).mean() / 60, pd.to_numeric(done["parameters"]).max()
-        cost = [f"{minutes:.1f}" if pd.notna(minutes) else "", f"{parameters:,.0f}" if pd.notna(parameters) else ""]
-        shown = [_shown(value, k > 1) for k, value in enumerate(values)]
-        lines.append([inline(name), " ".join(map(str, done["seed"])), *shown, *cost])
+    head = ["", "seeds", f"{metric}, last epoch", "best epoch", *minus, "minutes", "parameters"]
+    rows = [_row(name, of_config, gains) for name, of_config in runs.groupby("config", sort=False)]
+    rows += _without_result(runs)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _row(name: str, runs: pd.DataFrame, gains: dict[str, dict[str, pd.Series]]) -> list[str]:
+    """One configuration: its seeds, its results, what it gains over others, and what it costs."""
+    done = runs[runs["state"] == "finished"]
+    results = [_shown(done[column], signed=False) for column in ("last", "best")]
+    differences = [_shown(gains[kind].get(name), signed=True) for kind in ("first", "control")]
+    minutes = pd.to_numeric(done["seconds"]).mean() / 60
+    parameters = pd.to_numeric(done["parameters"]).max()
+    cost = [f"{minutes:.1f}" if pd.notna(minutes) else "", f"{parameters:,.0f}" if pd.notna(parameters) else ""]
+    return [inline(name), " ".join(map(str, done["seed"])), *results, *differences, *cost]
+
+
+def _without_result(runs: pd.DataFrame) -> list[list[str]]:
+    """A row for each run that was begun and is not finished: its state, and why."""
+    rows = []
     for run in runs[~runs["state"].isin(["finished", "not run"])].itertuples():
         state = f"{run.state}: {run.error}" if isinstance(run.error, str) else run.state  # none is NaN in a CSV file
-        lines.append([inline(f"{run.config}, seed {run.seed}"), inline(state)])
-    lines[1:1] = [["---"] * len(lines[0])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([inline(f"{run.config}, seed {run.seed}"), inline(state)])
+    return rows
 
 
 def _shown(values: pd.Series | None, signed: bool) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import lightning.pytorch as L
@@ -56,14 +57,15 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
     known, settings = Known.of(content), run.read_config()
     trusted.check_model(known.student, f"checkpoint {checkpoint}: student")
     trusted.check_data(settings.get("data"), str(run.config))
-    config = ModelConfig(**{**known.student, "checkpoint": checkpoint})
-    student = config.build(known.num_classes, None, None).eval()
-    network, fresh = (build_model(config.name, known.num_classes, **config.kwargs).eval() for _ in range(2))
+    model = ModelConfig(**{**known.student, "checkpoint": checkpoint})
+    num_classes: Any = known.num_classes  # an int, as read_run has checked
+    student = model.build(num_classes, None, None).eval()
+    network, fresh = (build_model(model.name, known.num_classes, **model.kwargs).eval() for _ in range(2))
     network.load_state_dict(student.model.state_dict())
     data, pixels = first_images(settings["data"])
     with torch.no_grad():
         wanted = student(pixels).logits
-    images = pixels if student.mean is None else (pixels - student.mean) / student.std
+    images = pixels if student.mean is None or student.std is None else (pixels - student.mean) / student.std
     logging.getLogger("torch").setLevel(logging.ERROR)  # the exporters log, warn of and print what helps nobody here
     with beside(out, above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
         try:
@@ -74,35 +76,24 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
             raise
         except Exception as error:  # of any kind, where a model's forward is not for tracing
             why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:200]
-            raise NdkdError(f"{config.name} cannot be written as {format} ({why}); choose another --format") from error
+            raise NdkdError(f"{model.name} cannot be written as {format} ({why}); choose another --format") from error
         difference = ((logits - wanted).abs().max() / wanted.abs().max()).item()
         if not difference <= 1e-4:  # nor if it is no number
             found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
             raise NdkdError(f"{out} is not written: {found}; choose another --format")
-        # fused attention would not be counted, nor the fast path of nn.MultiheadAttention, which has no gradient
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            network(images[:1])
         rows = {
             "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {type(data).__name__}",
             "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
-            "compute": f"{counter.get_total_flops() / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
+            "compute": f"{flops(network, images[:1]) / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
             "file": f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.2f} MB",
             "latency": f"{', '.join(latency)}; median, threads: {torch.get_num_threads()}",
         }
         about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
         about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "known": known, "on": data}
-        try:
-            card = TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n"
-        except (jinja2.TemplateError, AttributeError, TypeError, ValueError) as error:  # entries of another shape
-            raise Damaged(
-                run.config, f"no model card can be made of it: {error}", "use one that ndkd fit wrote"
-            ) from error
+        card = model_card(run, about, rows)
         write_atomically(folder / "README.md", lambda file: file.write(card.encode()), out.parent / "README.md")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for file in list(folder.iterdir()):
-            file.rename(out.parent / file.name)
-        sync_folder(out.parent)
-    for title, text in {"student": f"{config.name}, epoch {content['epoch']}", **rows, "written": out}.items():
+        put(folder, out.parent)
+    for title, text in {"student": f"{model.name}, epoch {content['epoch']}", **rows, "written": out}.items():
         print(f"{title:<12}{text}")
 
 
@@ -121,6 +112,14 @@ def beside(out: Path, above: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder)
+
+
+def put(folder: Path, place: Path) -> None:
+    """Move the files of a folder to their place."""
+    place.mkdir(parents=True, exist_ok=True)
+    for file in list(folder.iterdir()):
+        file.rename(place / file.name)
+    sync_folder(place)
 
 
 def writable_folder(out: Path, format: str) -> Path:
@@ -174,7 +173,10 @@ def write_and_read(
         fresh.load_state_dict(read_checkpoint(file))
         return fresh
     # a batch of one would be taken for a constant
-    options = {"args": (images.new_zeros(2, *images.shape[1:]),), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    options: dict[str, Any] = {
+        "args": (images.new_zeros(2, *images.shape[1:]),),
+        "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+    }
     if format == "torch_export":
         exported = torch.export.export(network, **options)
         write_atomically(file, lambda f: torch.export.save(exported, f), out)
@@ -182,12 +184,34 @@ def write_and_read(
     import onnxruntime
 
     options |= {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
-    program = torch.onnx.export(network, dynamo=True, verbose=False, **options)
+    program: Any = torch.onnx.export(network, dynamo=True, verbose=False, **options)
     write_atomically(file, lambda f: f.write(program.model_proto.SerializeToString()), out)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3  # errors only
     session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def model_card(run: Run, about: dict[str, Any], rows: dict[str, str]) -> str:
+    """README.md; ``Damaged`` if a run's configuration has entries of another shape.
+
+    Args:
+        run: of the checkpoint.
+        about: the run's configuration, and what the file holds.
+        rows: what was measured.
+    """
+    try:
+        return TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n"
+    except (jinja2.TemplateError, AttributeError, TypeError, ValueError) as error:
+        raise Damaged(run.config, f"no model card can be made of it: {error}", "use one that ndkd fit wrote") from error
+
+
+def flops(network: nn.Module, image: Tensor) -> int:
+    """Floating point operations that a network takes for an image (1, c, h, w)."""
+    # fused attention would not be counted, nor the fast path of nn.MultiheadAttention, which has no gradient
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
 
 
 def median_ms(network: Callable, images: Tensor, batch: int) -> float:

@@ -7,7 +7,7 @@ from ndkd.callbacks.base import LogsTables
 
 def log_results(loggers: list[Logger], results: dict[str, dict[str, float]], step: int) -> None:
     """Log the test of each checkpoint, as ``test/last_acc1`` and the like, and as a table where a logger can."""
-    named = {}
+    named: dict[str, float] = {}
     for kind, row in results.items():
         named |= {f"test/{kind}_{name.removeprefix('test/')}": value for name, value in row.items()}
     table = ["checkpoint", *results["last"]], [[kind, *row.values()] for kind, row in results.items()]

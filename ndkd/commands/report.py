@@ -154,7 +154,8 @@ class ShownRun:
         return 100 * self.results[images][epoch][f"{images}/{self.headline}"]
 
     def class_name(self, number: int) -> str:
-        return str(self.class_names[number] if number < len(self.class_names or ()) else number)
+        names = self.class_names or []
+        return str(names[number] if number < len(names) else number)
 
 
 def calibration_error(predictions: pd.DataFrame) -> float:

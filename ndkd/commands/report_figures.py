@@ -11,7 +11,8 @@ from sklearn.calibration import calibration_curve
 
 # Okabe and Ito's colours, which stay apart for the colour-blind too, without the yellow that white swallows
 COLOURS = ["#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c2d8c"]
-GAIN, LOSS, REFERENCE = COLOURS[1], COLOURS[2], {"color": "#777777", "linestyle": "--", "linewidth": 1.6}
+GAIN, LOSS = COLOURS[1], COLOURS[2]
+REFERENCE: dict[str, Any] = {"color": "#777777", "linestyle": "--", "linewidth": 1.6}
 MOST = 12  # classes with the lowest, and with the highest values
 
 # figure: column of the metrics, label, scale
@@ -100,7 +101,7 @@ def curves(runs: list[Any], column: str, label: str, scale: str) -> Figure:
             axes.fill_between(values.index, low, high, color=run.colour, alpha=min(0.15, 0.5 / len(runs)), linewidth=0)
         if column in NORMS and "teacher_norm" in run.metrics:
             axes.plot(run.metrics["teacher_norm"].dropna(), **REFERENCE)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     if column in ("val/acc1", "val/ap"):
         axes.yaxis.set_major_formatter("{x:.0%}")
     figure.legend(loc="outside upper left", ncols=2)

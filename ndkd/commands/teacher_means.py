@@ -29,7 +29,7 @@ def write_teacher_means(file: Path, teacher: dict[str, Any], data: dict[str, Any
     Raises:
         NdkdError: a teacher or images that are not there or do not fit, a class without an image.
     """
-    images = configured(data)
+    images: Any = configured(data)
     loader = images.class_mean_dataloader()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _built(teacher, images).to(device)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from ndkd.commands import class_help
 from ndkd.commands.build_errors import in_one_line
 from ndkd.commands.library_errors import in_our_words
 from ndkd.commands.process import keep_freed_memory, quiet
@@ -17,6 +18,9 @@ from ndkd.commands.training_cli import ConfigurationCLI, TrainingCLI
 def run_command(arguments: list[str]) -> int:
     """Run one of the four commands; the exit status."""
     quiet()
+    if (page := class_help.asked_for(arguments)) is not None:
+        print(page)
+        return 0
     keep_freed_memory()
     try:
         with in_our_words(), _closed_bars():

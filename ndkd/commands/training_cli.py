@@ -68,12 +68,12 @@ class TrainingCLI(LightningCLI):
                 args=with_merged_losses(with_stored_config(with_found_configs(given))),
             )
 
-    def subcommands(self) -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for: a parser for each of the four would take time at every start."""
         command = self.given[0]
         return {command: LightningCLI.subcommands()[command]}
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without Lightning's warning that these are not the words of the command line."""
         self.config = parser.parse_args(args)
 
@@ -119,7 +119,7 @@ class TrainingCLI(LightningCLI):
         if folder.path == Path():
             raise NdkdError("run_dir: wanted a folder of its own for the run, got the current one")
         check_folder(folder.path, "--run_dir DIR")
-        if rank_zero_only.rank == 0:
+        if _is_rank_zero():
             taken = locked(folder.path, "run folder", "choose another with --run_dir DIR")
             folder.lock = self.until_the_end.enter_context(taken)
             self.until_the_end.callback(end_of_run, folder)
@@ -166,7 +166,7 @@ class TrainingCLI(LightningCLI):
             callbacks = [*callbacks, Opening()]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             text, run = self.resolved(), self.run_folder
-            if self.config.fit.ckpt_path and rank_zero_only.rank == 0:
+            if self.config.fit.ckpt_path and _is_rank_zero():
                 _say_what_changed(run, text)
             callbacks = [
                 *callbacks,
@@ -193,7 +193,7 @@ class TrainingCLI(LightningCLI):
         except Exception as error:  # of whatever kind the trainer's accelerators and plugins raise
             raise NdkdError(f"trainer: {words_of(error)}") from error
         # it would broadcast from the handler, between other collectives; ours is heard at once
-        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
         if config["sync_batchnorm"] and trainer.strategy.root_device.type == "cpu":
             raise NdkdError("trainer.sync_batchnorm: exists on GPUs only; leave it out")
         return trainer
@@ -220,7 +220,7 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the last and the best weights, and say where everything is."""
         run = self.run_folder
-        if self.trainer.fast_dev_run:
+        if getattr(self.trainer, "fast_dev_run", False):
             return
         kept = [name for name in ("last", "best") if run.checkpoint(name).exists()]  # best wants validation images
         kept = self.trainer.strategy.broadcast(kept)  # another machine may see a new file late
@@ -252,7 +252,7 @@ class TrainingCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions of every image into the run folder."""
-        rows = in_order(self.trainer, [row for batch in self.trainer.predict(**kwargs) for row in batch])
+        rows = in_order(self.trainer, [row for batch in self.trainer.predict(**kwargs) or () for row in batch])
         if files := getattr(self.datamodule, "predict_files", None):
             rows = [{"file": file, **row} for file, row in zip(files, rows, strict=False)]
         if self.trainer.is_global_zero:
@@ -270,6 +270,11 @@ class ConfigurationCLI(TrainingCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def _is_rank_zero() -> bool:
+    """Before there is a trainer that knows."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def end_of_run(run: Run) -> None:

@@ -108,14 +108,15 @@ class DataModule(L.LightningDataModule):
         """Whether "best" is chosen on the test images."""
         return self.splits["val"] is self.splits["test"]
 
-    def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> Iterable:
+    def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> Any:
         raise NotImplementedError
 
     def train_dataloader(self) -> Iterable:
         loader = self.loader("train", augment=True, shuffle=True)
         if self.trainer is not None:
             # of a resumed run; the trainer tells it only after workers have begun to draw
-            loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.sampler.set_epoch(progress.processed)
         return loader
 
     def class_mean_dataloader(self, augment: bool = False) -> Iterable:

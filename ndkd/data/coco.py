@@ -136,7 +136,8 @@ def read_split(file: Path, folder: Path | None, name: str) -> Split:
 
 
 def _by_id(file: Path, tables: Any, kind: str) -> dict[int, dict[str, Any]]:
-    entries, found = tables.get(kind) if isinstance(tables, dict) else None, {}
+    entries = tables.get(kind) if isinstance(tables, dict) else None
+    found: dict[int, Any] = {}
     if not isinstance(entries, list) or not entries and kind != "annotations":
         raise NdkdError(f"{file} is not in COCO's format: wanted a list {kind!r}, it is missing, empty or no list")
     for place, entry in enumerate(entries):
@@ -234,4 +235,5 @@ class CocoDataset(Dataset):
 
 def collate_lists(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Images and targets, as torchvision's detectors want them."""
-    return tuple(map(list, zip(*samples, strict=True)))
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

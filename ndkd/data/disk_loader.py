@@ -26,13 +26,14 @@ class ImageLoader(DataLoader):
 
     def fingerprint(self) -> str:
         """Digest of the files' names, sizes and times, the targets and the transform, whatever the order."""
-        order = self.sampler
-        drawn_from = (order.seed, order.epoch) if self.dataset.is_random else ()
-        digest = hashlib.sha256(repr((self.dataset.transform, *drawn_from)).encode())
-        for path in self.dataset.paths:
+        order: Any = self.sampler
+        images: Any = self.dataset
+        drawn_from = (order.seed, order.epoch) if images.is_random else ()
+        digest = hashlib.sha256(repr((images.transform, *drawn_from)).encode())
+        for path in images.paths:
             entry = os.stat(path)
             digest.update(b"%s %d %d\n" % (path, entry.st_size, entry.st_mtime_ns))
-        digest.update(self.dataset.target)
+        digest.update(images.target)
         return digest.hexdigest()
 
 
@@ -52,7 +53,7 @@ def sharded(data: L.LightningDataModule, size: int, shuffle: bool) -> ShardedOrd
     return ShardedOrder(size, shuffle, run_seed(), rank, world_size)
 
 
-def worker_options(data: L.LightningDataModule, persistent: bool) -> dict[str, Any]:
+def worker_options(data: Any, persistent: bool) -> dict[str, Any]:
     """Options of a DataLoader: ``data.num_workers`` workers, by default one for each core, 16 at most."""
     workers, local = data.num_workers, data.trainer.num_devices if data.trainer else 1
     if workers is None:

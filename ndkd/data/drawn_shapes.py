@@ -14,7 +14,11 @@ from ndkd.errors import NdkdError
 from ndkd.seeds import generator
 
 # by id, with gaps as in COCO: name, corners, radius of every other corner, radius of the hole
-SHAPES = {2: ("circle", 60, 1, 0), 3: ("square", 4, 1, 0), 7: ("triangle", 3, 1, 0)}
+SHAPES: dict[int, tuple[str, int, float, float]] = {
+    2: ("circle", 60, 1, 0),
+    3: ("square", 4, 1, 0),
+    7: ("triangle", 3, 1, 0),
+}
 SHAPES |= {40: ("star", 10, 0.45, 0), 90: ("ring", 60, 1, 0.5)}
 CATEGORIES = [{"id": number, "name": shape[0]} for number, shape in SHAPES.items()]
 
@@ -104,7 +108,8 @@ def draw(number: int, size: int, random: np.random.Generator) -> tuple[Image.Ima
     """An image and its annotations; the first has no shape, the second a crowd of small ones."""
     coarse = Image.fromarray(random.integers(40, 216, (5, 5, 3), np.uint8))
     pixels = np.array(coarse.resize((size, size), Image.Resampling.BICUBIC), float)
-    owner, drawn = np.full((size, size), -1), []  # of each pixel, the shape on top
+    owner = np.full((size, size), -1)  # of each pixel, the shape on top
+    drawn: list[Any] = []
     crowd, low, start = number == 2, size / (27 if number == 2 else 12), random.uniform(0.25, 0.75, 2) * size
     for _ in range({1: 0, 2: 12}.get(number, random.integers(1, 6))):
         kind = 40 if crowd else random.choice(list(SHAPES)).item()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -47,7 +47,8 @@ def _read(split: Path) -> tuple[list[str], ImageFiles]:
     classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
     if not classes:
         raise NdkdError(f"{split} holds no class folder: {wanted}")
-    paths, target, walked = [], [], {}
+    paths, target = [], []
+    walked: dict[str, Any] = {}
     for number, name in enumerate(classes):
         found = list(_images_below(split / name, walked))
         if not found:

@@ -100,7 +100,7 @@ class ImageFolderDataModule(DataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, on the device they are on."""
         images, target = batch
-        if self.mixing is None or not self.trainer.training:
+        if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
         return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
 

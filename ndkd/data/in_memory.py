@@ -29,6 +29,8 @@ class InMemoryDataModule(DataModule):
         NdkdError: sizes that the set cannot give.
     """
 
+    num_classes: int
+
     def __init__(
         self, train_size: int | None = None, val_size: int = 0, batch_size: int = 128, pad: int = 4, flip: bool = True
     ):

@@ -49,7 +49,7 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         self.keep(found)
 
     def _read(self, files: ImageFiles) -> Split:
-        size = self.image_size and (self.image_size, self.image_size)
+        size = (self.image_size, self.image_size) if self.image_size else None
         first = size or _pixels(files.paths[0], None).shape[:2]
         images = np.empty((len(files.paths), *first, 3), np.uint8)
         with ThreadPoolExecutor() as pool:  # decoding runs beside Python

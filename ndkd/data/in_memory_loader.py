@@ -65,8 +65,8 @@ class InMemoryLoader:
         digest = hashlib.sha256(repr((self.images.shape, self.pad, self.flip)).encode())
         if self.pad or self.flip:
             digest.update(repr((self.sampler.seed, self.sampler.epoch, self.sampler.world_size)).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(self.target)
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.target.data)
         return digest.hexdigest()
 
     def _batches(self) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Who sees which images of an epoch, in which order."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DistributedSampler
@@ -20,7 +21,8 @@ class ShardedOrder(DistributedSampler):
     def __init__(self, size: int, shuffle: bool, seed: int, rank: int, world_size: int):
         if 0 < size < world_size:  # the others would wait for a rank without a batch
             raise NdkdError(f"{world_size} processes cannot share {size} images: lower trainer.devices or num_nodes")
-        super().__init__(range(size), world_size, rank, shuffle, seed)
+        indices: Any = range(size)  # all that the sampler asks of a dataset is its length
+        super().__init__(indices, world_size, rank, shuffle, seed)
         self.size, self.world_size = size, world_size
 
     def indices(self) -> np.ndarray:
@@ -57,7 +59,8 @@ class GroupedOrder(ShardedOrder):
         return size - size % self.batch_size or size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        waiting, batches = ([], []), -(-len(self) // self.batch_size)
+        waiting: tuple[list[tuple[int, int]], ...] = ([], [])
+        batches = -(-len(self) // self.batch_size)
         for item in super().__iter__():
             batch = waiting[int(self.group[item[0]])]
             batch.append(item)

@@ -34,8 +34,10 @@ SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the fir
 
 @dataclass
 class DetectionOutput(StepOutput):
-    """In evaluation there are detections instead of outputs of regions."""
+    """In evaluation there are detections instead of outputs of regions, and the images' own targets."""
 
+    student: Any
+    target: Any
     detections: list[dict[str, Tensor]] | None = None
 
 
@@ -65,18 +67,24 @@ class DetectionDistillationModule(DistillationModule):
 
     def build_extractor(self, source: ModelConfig | nn.Module, data: Any, strict: bool = False) -> FeatureExtractor:
         family, _, backbone = source.name.partition("/") if isinstance(source, ModelConfig) else ("", "", "")
-        if family == "detector" and source.pretrained:
-            model = build_detector(backbone, self.num_classes, True, source.checkpoint, **source.kwargs)
+        if isinstance(source, ModelConfig) and family == "detector" and source.pretrained:
+            num_classes: Any = self.num_classes
+            model = build_detector(backbone, num_classes, True, source.checkpoint, **source.kwargs)
             return FeatureExtractor(model, source.classifier)
         extractor = super().build_extractor(source, data, strict)
         if not isinstance(extractor.model, FasterRCNN):
             raise NdkdError(f"wanted a detector such as detector/resnet18, {source.name} is none")
         return extractor
 
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
     def build_metrics(self) -> None:
-        if not hasattr(self.trainer.datamodule, "category_ids"):
+        if not hasattr(self._data, "category_ids"):
             raise NdkdError("a detector wants images with boxes: use a CocoDataModule")
-        self.image_ids, self.rows = [], []
+        self.image_ids: list[int] = []
+        self.rows: list[dict[str, Any]] = []
 
     def example_batch(self) -> Batch:
         target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
@@ -85,7 +93,7 @@ class DetectionDistillationModule(DistillationModule):
     def forward_pair(self, batch: Batch, teach: bool = True) -> StepOutput:
         """A batch through the student and, in training, the teacher on the student's regions."""
         images, targets = self._scaled(batch[0]), batch[1]
-        model = self.student.model
+        model: Any = self.student.model
         if not teach:
             return DetectionOutput(None, targets, detections=model(images))
         images, targets = model.transform(images, targets)
@@ -109,7 +117,8 @@ class DetectionDistillationModule(DistillationModule):
     @torch.no_grad()
     def teacher_embeddings(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (N, D) of regions that it proposes itself, and their classes (N,)."""
-        model = self.teacher.model
+        teacher: Any = self.teacher
+        model = teacher.model
         images, targets = model.transform(self._scaled(batch[0]), batch[1])
         levels = model.backbone(images.tensors)
         proposals, _ = model.rpn(images, levels)
@@ -126,7 +135,8 @@ class DetectionDistillationModule(DistillationModule):
     @torch.no_grad()
     def teacher_detections(self, batch: Batch) -> list[dict[str, Tensor]]:
         """What the teacher finds by itself."""
-        return self.teacher.model(self._scaled(batch[0]))
+        teacher: Any = self.teacher
+        return teacher.model(self._scaled(batch[0]))
 
     def _scaled(self, images: list[Tensor]) -> list[Tensor]:
         return [image if image.is_floating_point() else image.to(self.dtype).div_(255) for image in images]
@@ -140,9 +150,9 @@ class DetectionDistillationModule(DistillationModule):
 
     def predict_rows(self, output: DetectionOutput) -> list[list[dict[str, Any]]]:
         """Per image, COCO's results: boxes (x, y, width, height) in pixels of the image."""
-        categories = self.trainer.datamodule.category_ids
+        categories = self._data.category_ids
         results = []
-        for target, found in zip(output.target, output.detections, strict=True):
+        for target, found in zip(output.target, output.detections or (), strict=True):
             image_id, boxes = int(target["image_id"]), found["boxes"].double()
             boxes[:, 2:] -= boxes[:, :2]
             rows = zip(found["labels"].tolist(), boxes.tolist(), found["scores"].double().tolist(), strict=True)
@@ -153,15 +163,15 @@ class DetectionDistillationModule(DistillationModule):
 
     def compute_metrics(self, stage: str) -> dict[str, float]:
         """COCO's average precision of all processes' detections; per class in a test only."""
-        kept = [(self.image_ids, self.rows)]
+        kept: list[Any] = [(self.image_ids, self.rows)]
         self.image_ids, self.rows = [], []
         if self.trainer.world_size > 1:
             own, kept = kept[0], [None] * self.trainer.world_size
             torch.distributed.all_gather_object(kept, own)
-        values = None
+        values: Any = None
         if self.trainer.is_global_zero:
             image_ids, rows = ([x for part in parts for x in part] for parts in zip(*kept, strict=True))
-            values = coco_ap(self.trainer.datamodule.val, rows, image_ids)
+            values = coco_ap(self._data.val, rows, image_ids)
         values = self.trainer.strategy.broadcast(values)
         return {name: value for name, value in values.items() if stage == "test" or name in SUMMARY}
 

@@ -1,6 +1,6 @@
 """A student that learns from a frozen teacher, for Lightning's trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ class DistillationModule(L.LightningModule):
                 raise NdkdError(f"{name}: wanted a standard deviation, got {std}")
         # in a dictionary, so that a ready model is not registered a second time
         sources = {"student": student, "teacher": teacher}
-        self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
+        self.sources: dict[str, Any] = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         check_names(losses or {})
         if num_classes is not None and num_classes < 2:
             raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
@@ -82,10 +82,10 @@ class DistillationModule(L.LightningModule):
         self.make_optimizer, self.make_lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.decay, self.projector_std, self.linear_std = decay, projector_std, linear_std
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.student: FeatureExtractor | None = None
+        self.student: FeatureExtractor = None  # type: ignore[assignment]  # until it is built
         self.teacher: FeatureExtractor | None = None
         self.projector: nn.Module | None = None
-        self.objective: Objective | None = None
+        self.objective: Objective = None  # type: ignore[assignment]  # in fit alone
         self.is_compiled = False
         self.register_buffer("class_means", None)
         self.hparams.update(Known(num_classes, class_names).hyper_parameters())
@@ -142,7 +142,7 @@ class DistillationModule(L.LightningModule):
             if "student.projected" in objective.inputs and widths[0] != widths[1]:
                 self.projector = Projector(*widths, self.projector_std)
             if "class_means" in objective.inputs:  # the ClassMeans callback fills them
-                self.class_means = torch.full((self.num_classes, self.teacher.embedding_dim), float("nan"))
+                self.class_means = torch.full((self.student.num_classes, self.teacher.embedding_dim), float("nan"))
         objective.build(dry_forward(self))
         self.objective = objective
         for name, model in (("student", self.student), ("teacher", self.teacher)):
@@ -163,8 +163,8 @@ class DistillationModule(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        exempt = getattr(self.student.model, "no_weight_decay", set)()  # timm's word
-        groups = parameter_groups(self.named_parameters(), self.decay, {f"student.model.{name}" for name in exempt})
+        names: Callable[[], Iterable[str]] = getattr(self.student.model, "no_weight_decay", tuple)  # timm's word
+        groups = parameter_groups(self.named_parameters(), self.decay, {f"student.model.{name}" for name in names()})
         return optimizers(groups, self.make_optimizer, self.make_lr_scheduler, self.lr_interval, self.trainer)
 
     # ---- what a task overrides ------------------------------------------------------------------------------------
@@ -191,12 +191,12 @@ class DistillationModule(L.LightningModule):
 
     def build_metrics(self) -> None:
         """What ``update_metrics`` adds to."""
-        options = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
-        ranks = (1, 5) if self.num_classes > 5 else (1,)
+        options: dict[str, Any] = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
+        ranks = (1, 5) if self.student.num_classes > 5 else (1,)
         self.metrics = MetricCollection({f"acc{k}": MulticlassAccuracy(top_k=k, **options) for k in ranks})
         self.cross_entropy = MeanMetric(nan_strategy="disable")  # its check for NaN would stop a GPU
 
-    def forward_pair(self, batch: tuple[Tensor, Tensor], teach: bool = True) -> StepOutput:
+    def forward_pair(self, batch: Any, teach: bool = True) -> StepOutput:
         """A batch through the student and, in training, the teacher."""
         images, target = self._floats(batch[0]), batch[1]
         if self.is_compiled:
@@ -211,9 +211,9 @@ class DistillationModule(L.LightningModule):
         return StepOutput(student, target, teacher, self.class_means)
 
     @torch.no_grad()
-    def teacher_embeddings(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def teacher_embeddings(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
-        return self.teacher(self._floats(batch[0])).embedding, batch[1]
+        return self.teacher(self._floats(batch[0])).embedding, batch[1]  # type: ignore[misc]  # there is one
 
     def _floats(self, images: Tensor) -> Tensor:
         """Images in [0, 1], in the models' memory format; bytes are a quarter of what has to be moved."""
@@ -221,7 +221,7 @@ class DistillationModule(L.LightningModule):
             images = images.to(self.dtype).div_(255)
         return images.to(memory_format=self.memory_format)
 
-    def update_metrics(self, output: StepOutput) -> None:
+    def update_metrics(self, output: Any) -> None:
         """Add a batch to the metrics of an evaluation."""
         self.metrics.update(output.student.logits, output.target)
         self.cross_entropy.update(F.cross_entropy(output.student.logits.float(), output.target, reduction="none"))
@@ -237,10 +237,10 @@ class DistillationModule(L.LightningModule):
         self.cross_entropy.reset()
         return values
 
-    def predict_rows(self, output: StepOutput) -> list[dict[str, Any]]:
+    def predict_rows(self, output: Any) -> list[Any]:
         """One row per image for ``ndkd predict``."""
         confidence, predicted = output.student.logits.float().softmax(dim=1).max(dim=1)
-        names = self.class_names or [str(number) for number in range(self.num_classes)]
+        names = self.class_names or [str(number) for number in range(self.student.num_classes)]
         rows = zip(predicted.tolist(), confidence.tolist(), output.target.tolist(), strict=True)
         return [{"prediction": names[p], "confidence": round(c, 6), "target": names[t]} for p, c, t in rows]
 
@@ -271,14 +271,14 @@ class DistillationModule(L.LightningModule):
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Any, batch_idx: int) -> StepOutput:
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
         output = self.forward_pair(batch, teach=False)
         self.update_metrics(output)
         return output
 
     test_step = validation_step
 
-    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Any]:
         return self.predict_rows(self.forward_pair(batch, teach=False))
 
     def on_validation_epoch_end(self) -> None:

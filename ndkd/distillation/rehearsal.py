@@ -70,7 +70,7 @@ def _small(parameter: Tensor) -> Tensor:
 def _rehearse(optimizer: Optimizer, scheduler: Any, steps: int) -> None:
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step(lambda: torch.ones(()))
+    optimizer.step(_loss)
     if scheduler is None or hasattr(scheduler, "monitor"):  # it waits for a metric
         return
     with warnings.catch_warnings():
@@ -83,6 +83,11 @@ def _rehearse(optimizer: Optimizer, scheduler: Any, steps: int) -> None:
                     "correct its options"
                 )
             scheduler.step()
+
+
+def _loss() -> Any:
+    """What a step of training gives an optimizer."""
+    return torch.ones(())
 
 
 def _check_numbers(owner: str, options: dict[str, Any], wanted: dict[str, tuple[float, float, str]]) -> None:

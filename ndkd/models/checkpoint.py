@@ -19,7 +19,7 @@ from ndkd.models.run_checkpoint import TAKE_ANOTHER
 WRAPPERS = ("state_dict", "model")
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 # What research code keeps beside the weights: its options, and accuracies as NumPy's numbers. They hold values only.
-VALUES = [
+VALUES: list[Any] = [
     argparse.Namespace,
     (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
     (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),

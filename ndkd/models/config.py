@@ -15,6 +15,7 @@ from ndkd.models.hubs import default_statistics
 from ndkd.models.run_checkpoint import Known
 
 Channels = Sequence[float] | None  # a number per channel
+Statistics = tuple[Channels, Channels]  # mean and std
 
 
 @dataclass
@@ -46,7 +47,7 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("classifier", "taps", "mean", "std"):
             if getattr(self, name) is not None and not len(getattr(self, name)):
                 raise NdkdError(f"model {self.name}: {name}: wanted at least one, got none; leave it out")
@@ -82,27 +83,17 @@ class ModelConfig:
             NdkdError: anything that cannot be found or does not fit.
         """
         content = read_checkpoint(self.checkpoint) if self.checkpoint else {}
+        known = Known.of(content)
         from_hub = self.pretrained and not self.checkpoint
         model = build_model(self.name, None if from_hub else num_classes, from_hub, **self.kwargs)
-        known = Known.of(content)
-        stored = known.student.get("mean"), known.student.get("std")
-        candidates = [(self.mean, self.std), stored, default_statistics(self.name, model)]
-        mean, std = next((pair for pair in candidates if pair and any(pair)), (mean, std))
+        mean, std = self._statistics(known, default_statistics(self.name, model), (mean, std))
         extractor = FeatureExtractor(model, self.classifier, self.taps or (), mean, std)
-        layers = extractor.classifier_layers
         source = f"checkpoint {self.checkpoint}" if self.checkpoint else f"pretrained {self.name}"
         if self.checkpoint:
-            weights = model_weights(content, model.state_dict())
-            rows = weights.get(f"{extractor.classifier[0]}.weight")
-            if rows is not None and rows.ndim == 2 and len(rows) != num_classes:
-                new_classes(layers, len(rows))
-            load_weights(model, weights, source)
+            _load(extractor, content, num_classes, source)
         if self.checkpoint or from_hub:
-            names: Names = known.class_names
-            if names is None and class_names is not None:
-                names = published_class_names(layers[0].out_features, class_names)
-                if self.checkpoint and names is not None and not set(class_names) <= set(names):
-                    names = None  # of a file one can only guess
+            layers = extractor.classifier_layers
+            names = self._names(known, layers[0].out_features, class_names)
             fit_classes(layers, names, class_names, num_classes, strict, self.pretrained, source)
         if self.classifier is None and extractor.num_classes != num_classes:
             raise NdkdError(
@@ -110,3 +101,31 @@ class ModelConfig:
                 f"{num_classes} classes; set classifier to the layer that makes the logits"
             )
         return extractor
+
+    def _statistics(self, known: Known, of_hub: Statistics | None, of_data: Statistics) -> Statistics:
+        """The first mean and std that there are: given here, stored in the checkpoint, of the hub, of the data."""
+        given = self.mean, self.std
+        stored = known.student.get("mean"), known.student.get("std")
+        for pair in (given, stored, of_hub):
+            if pair is not None and any(pair):
+                return pair
+        return of_data
+
+    def _names(self, known: Known, num_outputs: int, of_data: Names) -> Names:
+        """The names of the classifier's own classes, None where they are unknown."""
+        if known.class_names is not None or of_data is None:
+            return known.class_names
+        published = published_class_names(num_outputs, of_data)
+        if published is None or not self.checkpoint:
+            return published
+        is_likely = set(of_data) <= set(published)
+        return published if is_likely else None  # of a file one can only guess
+
+
+def _load(extractor: FeatureExtractor, content: dict[str, Any], num_classes: int, source: str) -> None:
+    """Fill a model with a checkpoint's weights, as many classes as they are of."""
+    weights = model_weights(content, extractor.model.state_dict())
+    rows = weights.get(f"{extractor.classifier[0]}.weight")
+    if rows is not None and rows.ndim == 2 and len(rows) != num_classes:
+        new_classes(extractor.classifier_layers, len(rows))
+    load_weights(extractor.model, weights, source)

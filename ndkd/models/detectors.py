@@ -37,7 +37,7 @@ def build_detector(
             f"unknown model 'detector/{backbone}'; wanted a ResNet such as detector/resnet18, or mobilenet_v2"
         )
     norm = SteadyBatchNorm2d if pretrained else nn.BatchNorm2d
-    network = from_torchvision(backbone, 1000, pretrained and checkpoint is None, norm_layer=norm)
+    network: Any = from_torchvision(backbone, 1000, pretrained and checkpoint is None, norm_layer=norm)
     if backbone == "mobilenet_v2":
         network.classifier, body, widths = nn.Identity(), network.features[:18], MOBILENET_V2
         first_stage = []  # published MobileNetV2 detectors train all of it

@@ -13,7 +13,7 @@ from ndkd.models.detectors import build_detector
 from ndkd.models.hubs import from_timm, from_torchvision, torchvision_names
 from ndkd.models.mobilenetv1 import MobileNetV1
 
-ZOO = {"cifar": CIFAR_MODELS, "imagenet": {"mobilenet_v1": MobileNetV1}}
+ZOO: dict[str, dict[str, Callable[..., nn.Module]]] = {"cifar": CIFAR_MODELS, "imagenet": {"mobilenet_v1": MobileNetV1}}
 
 
 def build_model(name: str, num_classes: int | None, pretrained: bool = False, **kwargs) -> nn.Module:
@@ -36,7 +36,7 @@ def build_model(name: str, num_classes: int | None, pretrained: bool = False, **
         10
     """
     family, _, model = name.partition("/")
-    make = partial(FAMILIES[family], model) if model and family in FAMILIES else None
+    make: Callable[..., Any] | None = partial(FAMILIES[family], model) if model and family in FAMILIES else None
     make = partial(_from_callable, name) if make is None and ":" in name else make
     if make is not None:
         return _made(name, partial(make, num_classes, pretrained, **kwargs), kwargs)
@@ -81,7 +81,7 @@ def _from_callable(name: str, num_classes: int, pretrained: bool, **kwargs) -> n
     return function(num_classes=num_classes, **kwargs)
 
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "detector": build_detector,
     **{zoo: partial(_from_zoo, zoo) for zoo in ZOO},
     "torchvision": from_torchvision,

@@ -1,6 +1,7 @@
 """Models of torchvision and timm, with or without the weights of their hubs."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -56,7 +57,7 @@ def _torchvision_weights(model: str) -> torchvision.models.WeightsEnum:
 
 
 def _with_classes(model: nn.Module, num_classes: int | None) -> nn.Module:
-    layers = [model.get_submodule(name) for name in find_classifier(model)]
+    layers: list[Any] = [model.get_submodule(name) for name in find_classifier(model)]
     if num_classes is not None and layers[0].out_features != num_classes:
         new_classes(layers, num_classes)
     return model
@@ -77,7 +78,8 @@ def from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Mo
     try:
         built = timm.create_model(model, pretrained=True, **kwargs)
     except Exception as error:
-        page = timm.get_pretrained_cfg(model).hf_hub_id
+        published: Any = timm.get_pretrained_cfg(model)
+        page = published.hf_hub_id
         raise NdkdError(
             f"cannot load the hub weights of timm/{model} ({type(error).__name__}); without a network, get "
             f"https://huggingface.co/{page}/resolve/main/model.safetensors elsewhere and give it as checkpoint beside "

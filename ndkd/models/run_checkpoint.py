@@ -9,11 +9,21 @@ from torch import Tensor
 from ndkd.errors import NdkdError
 
 FORMAT = 1
-SEQUENCE = (list, tuple, type(None))
+Wanted = type | tuple[type, ...]
+SEQUENCE: tuple[type, ...] = (list, tuple, type(None))
 # what a checkpoint of a run holds, at its top, in its hyper-parameters and of its student
-TYPES = {"state_dict": dict, "hyper_parameters": dict, "epoch": int, "pytorch-lightning_version": str}
-KNOWN_TYPES = {"num_classes": int, "class_names": SEQUENCE}
-STUDENT_TYPES = {"name": (str, type(None)), "kwargs": (dict, type(None)), "pretrained": (bool, type(None))}
+TYPES: dict[str, Wanted] = {
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "epoch": int,
+    "pytorch-lightning_version": str,
+}
+KNOWN_TYPES: dict[str, Wanted] = {"num_classes": int, "class_names": SEQUENCE}
+STUDENT_TYPES: dict[str, Wanted] = {
+    "name": (str, type(None)),
+    "kwargs": (dict, type(None)),
+    "pretrained": (bool, type(None)),
+}
 STUDENT_TYPES |= {"checkpoint": (str, type(None)), **dict.fromkeys(("classifier", "taps", "mean", "std"), SEQUENCE)}
 TAKE_ANOTHER = "take another checkpoint of the run"
 

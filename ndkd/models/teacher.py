@@ -1,10 +1,14 @@
 """A teacher does not learn, and is made fast."""
 
+from typing import Any, TypeVar
+
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def freeze(teacher: nn.Module) -> nn.Module:
+
+def freeze(teacher: Module) -> Module:
     """Evaluation mode and no gradients, in place; whoever owns the teacher keeps ``train()`` away from it."""
     return teacher.eval().requires_grad_(False)
 
@@ -36,7 +40,8 @@ def fold_batchnorm(model: nn.Module) -> int:
         return 0
     pairs = _foldable(model, list(nodes))
     for convolution, norm in pairs:
-        conv, bn = model.get_submodule(convolution), model.get_submodule(norm)
+        conv: Any = model.get_submodule(convolution)
+        bn: Any = model.get_submodule(norm)
         statistics = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         model.set_submodule(norm, nn.Identity())
@@ -46,20 +51,20 @@ def fold_batchnorm(model: nn.Module) -> int:
 def _foldable(model: nn.Module, nodes: list[fx.Node]) -> list[tuple[str, str]]:
     """Names of (convolution, norm) that follow each other and are called once, unhooked in between."""
     calls = [node for node in nodes if node.op == "call_module"]
-    read = [node.target for node in nodes if node.op == "get_attr"]  # weights that forward uses by themselves
+    read = [str(node.target) for node in nodes if node.op == "get_attr"]  # weights that forward uses by themselves
     modules = dict(model.named_modules(remove_duplicate=False))
-    called = [modules[node.target] for node in calls]
+    called = [modules[str(node.target)] for node in calls]
     hooked = [name for name, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]
     pairs = []
     for node in calls:
         before = node.args[0] if node.args else None
         if not (isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1):
             continue
-        conv, bn = modules[before.target], modules[node.target]
+        names = str(before.target), str(node.target)
+        conv, bn = (modules[name] for name in names)
         # subclasses compute something else
         if type(conv) is not nn.Conv2d or type(bn) is not nn.BatchNorm2d or bn.running_mean is None:
             continue
-        names = before.target, node.target
         once = called.count(conv) == called.count(bn) == 1
         seen = any(_inside(names[0], hook) != _inside(names[1], hook) for hook in hooked)
         if once and not seen and not any(_inside(weight, name) for weight in read for name in names):

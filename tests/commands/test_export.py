@@ -54,7 +54,7 @@ def hurried():
     """Latencies need not be precise; the models and data in this file are trusted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "SECONDS", 1e-3)
-        patch.setenv("NDKD_TRUST", "test_export")
+        patch.setenv("NDKD_TRUST", __name__)
         yield
 
 

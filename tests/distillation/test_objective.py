@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ndkd.distillation import objective
-from ndkd.distillation.objective import LossTerm, Objective, StepOutput
+from ndkd.distillation.objective import LossTerm, Objective, StepOutput, check_names
 from ndkd.errors import NdkdError
 from ndkd.losses import KDLoss
 from ndkd.models.output import ModelOutput
+from tests.command import refusal
 from tests.distillation.watching import (
     Watch,
     assert_equal,
@@ -134,3 +135,26 @@ def test_a_value_that_a_loss_refuses(terms):
     beyond = dataclasses.replace(output(), target=torch.full((6,), 4))
     with pytest.raises(NdkdError, match="^loss nd: "):
         Objective(terms("nd"))(beyond)
+
+
+@pytest.mark.parametrize("weight", [None, -1, float("nan"), float("inf")])
+def test_the_weight_of_a_term(weight):
+    assert "weight: wanted a number from 0 on, got " in refusal(LossTerm, nn.L1Loss(), weight)
+
+
+def test_other_options_of_a_term():
+    assert "warmup_epochs: wanted 0 or more, got None" in refusal(LossTerm, nn.L1Loss(), warmup_epochs=None)
+    assert "warmup_from: wanted 0 or more, got -1" in refusal(LossTerm, nn.L1Loss(), warmup_from=-1)
+    assert "inputs: wanted the names" in refusal(LossTerm, nn.L1Loss(), inputs=[])
+    assert "loss: wanted a loss" in refusal(LossTerm, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.b", "../x", "", "1", 1, True, "a b", "train", "forward", "build", "terms", "loss", "lr"]
+)
+def test_the_name_of_a_term(name):
+    assert "name the term otherwise" in refusal(check_names, [name])
+
+
+def test_names_that_terms_may_have():
+    check_names(["kd", "kd++", "kd-2", "ND", "größe", "_x"])

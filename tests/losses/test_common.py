@@ -343,3 +343,36 @@ def test_compiles_without_graph_break(made, inputs_of, loss_class, kind):
     loss, inputs = made(loss_class), inputs_of(loss_class, target_of(kind))
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*inputs), loss(*inputs))
+
+
+BAD = [None, 0, -1, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [
+        ("KDLoss", "temperature"),
+        ("DKDLoss", "temperature"),
+        ("DISTLoss", "temperature"),
+        ("InfoNCELoss", "temperature"),
+        ("NDLoss", "eps"),
+        ("CosineLoss", "eps"),
+        ("SIFNLoss", "step"),
+        ("ReviewKDLoss", "max_mid_channels"),
+    ],
+)
+def test_an_option_of_a_loss(loss, option, value):
+    with pytest.raises(ValueError, match=f"^{option}: wanted a number above 0, got "):
+        getattr(losses, loss)(**{option: value})
+
+
+@pytest.mark.parametrize(("loss", "one", "other"), [("DKDLoss", "alpha", "beta"), ("DISTLoss", "beta", "gamma")])
+def test_weights_inside_a_loss(loss, one, other):
+    make = getattr(losses, loss)
+    make(**{one: 0})
+    for value in (-1, float("nan"), float("inf"), None):
+        with pytest.raises(ValueError, match=f"^{one}: wanted a number from 0 on, got "):
+            make(**{one: value})
+    with pytest.raises(ValueError, match=f"^{one} and {other}: wanted a number above 0, all are 0"):
+        make(**{one: 0, other: 0})

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ndkd.models import ModelConfig, build_model
+from tests.command import refusal
 
 DATA = ((0.11, 0.12, 0.13), (0.14, 0.15, 0.16))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -179,3 +180,21 @@ def test_file_that_is_not_there(refused, tmp_path):
     path = tmp_path / "weights.pth"
     with refused(f"checkpoint {path} does not exist; train it first or correct the path"):
         ModelConfig("cifar/resnet8", checkpoint=path).build(10, *DATA)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mean": [], "std": []},
+        {"classifier": []},
+        {"taps": []},
+        {"kwargs": None},
+        {"mean": [0.5], "std": [0]},
+        {"mean": [0.5], "std": [-1]},
+        {"mean": [float("nan")], "std": [1]},
+        {"mean": [0.5], "std": [float("inf")]},
+        {"mean": [0.5, 0.5], "std": [0.5]},
+    ],
+)
+def test_an_option_of_a_model(options):
+    assert refusal(ModelConfig, "cifar/resnet8", **options).startswith("model cifar/resnet8: ")

@@ -1,6 +1,7 @@
 """Models by name, with or without weights of a hub."""
 
 import sys
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -13,6 +14,7 @@ from torchvision.models import WeightsEnum
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.cifar import MODELS
 from ndkd.models.hubs import default_statistics
+from tests.command import refusal
 
 NAMES = " A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
 
@@ -267,3 +269,11 @@ def test_statistics_of_other_families():
         (0.485, 0.456, 0.406),
         (0.229, 0.224, 0.225),
     )
+
+
+@pytest.mark.parametrize("made", ["None", "(1, 2)", "dict()", "1 / 0"])
+def test_a_function_that_makes_no_model(folder, monkeypatch, made):
+    Path("handmade.py").write_text(f"def build(num_classes): return {made}")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "handmade", raising=False)
+    assert refusal(build_model, "handmade:build", 3).startswith("model handmade:build: ")

@@ -1,6 +1,9 @@
 """The CIFAR model zoo that published teacher checkpoints are made for; every entry takes ``num_classes``."""
 
+from collections.abc import Callable
 from functools import partial
+
+from torch import nn
 
 from ndkd.models.cifar.mobilenetv2 import MobileNetV2
 from ndkd.models.cifar.resnet import ResNet
@@ -10,7 +13,7 @@ from ndkd.models.cifar.shufflenetv2 import ShuffleNetV2
 from ndkd.models.cifar.vgg import VGG
 from ndkd.models.cifar.wrn import WideResNet
 
-MODELS = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(ResNet, depth=depth, widths=(32, 64, 128, 256)) for depth in (8, 32)},
     "resnet50": ResNet50,

@@ -55,9 +55,10 @@ class MobileNetV2(nn.Module):
         self.blocks = nn.Sequential(*stages)
         self.conv2 = ConvNormReLU(width, 1280, 1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
+        linear = nn.Linear(1280, num_classes)
+        self.classifier = nn.Sequential(linear)
         initialise(self)
-        nn.init.normal_(self.classifier[0].weight, std=0.01)
+        nn.init.normal_(linear.weight, std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv2(self.blocks(self.conv1(images)))

@@ -19,10 +19,9 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(mid_width, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.preact = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_width != width:
             self.shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        else:
-            self.shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
