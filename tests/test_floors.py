@@ -36,6 +36,7 @@ PACKAGES = {
     "ndkd.models.output": {"torch"},
     "ndkd.models": {"torch", "torchvision", "timm", "safetensors", "numpy"},
     "ndkd.data": {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"},
+    "ndkd.data.image_files": {"numpy", "PIL", "torchvision", "pillow_heif"},
     "ndkd.data.from_config": {"torch", "lightning", "jsonargparse"},
     "ndkd.runs": {"numpy", "yaml"},
     "ndkd.run_checks": {"numpy"},

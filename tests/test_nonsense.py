@@ -25,7 +25,7 @@ from ndkd.commands.trainer_options import check_length, check_trainer
 from ndkd.configuration.checks import check_config, check_option
 from ndkd.data.archives import check_archive
 from ndkd.data.coco import read_split
-from ndkd.data.image_files import find_images
+from ndkd.data.layouts import find_images
 from ndkd.distillation.objective import LossTerm, check_names
 from ndkd.distillation.rehearsal import rehearsed
 from ndkd.errors import NdkdError
@@ -355,8 +355,7 @@ def images(folder):
 
 
 def found(images):
-    _, files = find_images(images, ["train"])
-    return [os.fsdecode(path) for path in files["train"].paths]
+    return [os.fsdecode(path) for path in find_images(images).splits["train"].paths]
 
 
 @pytest.mark.parametrize("target", ["..", "../..", ".", "../a"])
@@ -376,7 +375,7 @@ def test_a_link_to_another_place_is_followed_once(images):
 
 def test_a_folder_of_two_classes(images):
     Path("train/c").symlink_to("a")
-    assert refusal(find_images, images, ["train"]).startswith("train/c and train/a are one folder")
+    assert refusal(find_images, images).startswith("train/c and train/a are one folder")
 
 
 def test_a_class_folder_that_is_a_link(images):
@@ -389,10 +388,10 @@ def test_a_class_folder_that_is_a_link(images):
 def test_a_pipe_is_no_image(images):
     os.mkfifo("train/a/2.png")
     message = "image train/a/2.png is no ordinary file: replace or remove it"
-    assert refusal(find_images, images, ["train"]) == message
+    assert refusal(find_images, images) == message
     Path("train/a/2.png").unlink()
     Path("train/a/2.png").symlink_to("nowhere.png")
-    assert refusal(find_images, images, ["train"]) == message
+    assert refusal(find_images, images) == message
 
 
 def archive(*members, inner=False):
