@@ -246,7 +246,8 @@ def test_large_images(large_images, monkeypatch):
     rmtree("images/val/emu")
     assert_refused("images: train and val have different classes; only in train: emu", "large.yaml")
     rmtree("images/val")
-    assert_refused("there is no folder images/val: wanted images/val/CLASS/IMAGE.jpg (or .png, …)", "large.yaml")
+    options = ["--data.init_args.val_fraction=0"]
+    assert_refused("images has no images to validate on: set val_fraction above 0", "large.yaml", *options)
 
 
 def test_a_large_image_that_is_damaged(large_images, monkeypatch):
