@@ -6,8 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from ndkd.errors import NdkdError
-from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.errors import NdkdError, shortened
+from ndkd.models.checkpoint import keys_in, load_weights, model_weights, read_checkpoint
 from ndkd.models.classes import Names, fit_classes, new_classes, published_class_names
 from ndkd.models.factory import build_model
 from ndkd.models.features import FeatureExtractor
@@ -93,6 +93,9 @@ class ModelConfig:
         source = f"checkpoint {self.checkpoint}" if self.checkpoint else f"pretrained {self.name}"
         if self.checkpoint:
             weights = model_weights(content, model.state_dict())
+            if not weights.keys() & model.state_dict().keys():
+                found = shortened(keys_in(content)) or "nothing"
+                raise NdkdError(f"{source} has no weights of {self.name}; it has {found}")
             rows = weights.get(f"{extractor.classifier[0]}.weight")
             if rows is not None and rows.ndim == 2 and len(rows) != num_classes:
                 new_classes(layers, len(rows))
