@@ -74,8 +74,9 @@ def model_weights(content: dict[str, Any], wanted: Collection[str] = ()) -> dict
     """The model's own state dict inside a checkpoint's content.
 
     It is the first of the dictionaries in it, and the first prefix of their keys, under which all ``wanted`` keys are:
-    ``{"state_dict": …}``, ``{"net": …}``, ``module.``, ``backbone.``, ``student.`` and whatever else people save. Weights
-    that are trained come before their moving averages. Where none fits, what wrappers usually leave is stripped.
+    ``{"state_dict": …}``, ``{"net": …}``, ``module.``, ``backbone.``, ``student.`` and whatever else people save.
+    Weights that are trained come before their moving averages. Where none fits, what wrappers usually leave is
+    stripped.
 
     Args:
         content: of :func:`read_checkpoint`.

@@ -330,6 +330,6 @@ def test_a_file_of_something_else_says_what_it_has(refused, tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"epoch": 3, "generator": {"g.weight": torch.ones(2), "g.bias": torch.ones(2)}}, path)
     with refused(
-        f"checkpoint {path} has no weights of cifar/resnet8; it has epoch, generator: g.weight, generator: g.b"
+        f"checkpoint {path} has no weights of cifar/resnet8; it has epoch, generator: g.weight, generator: g.bias"
     ):
         ModelConfig("cifar/resnet8", path).build(10, None, None)
