@@ -26,7 +26,7 @@ model:
 data:
 """
 CLASSES = ["cat", "dog", "emu"]
-WANTED_IMAGES = "wanted {}/CLASS/IMAGE.jpg (or .png, …)"
+NO_ROOT = "there is no folder images: wanted images/train/CLASS/IMAGE.jpg or images/CLASS/IMAGE.jpg"
 
 
 @pytest.fixture
@@ -94,27 +94,25 @@ FOLDERS = {
     ),
     "no folder train": (
         lambda: rmtree("images/train"),
-        f"there is no folder images/train: {WANTED_IMAGES.format('images/train')}",
-    ),
-    "no folder test": (
-        lambda: rmtree("images/test"),
-        f"there is no folder images/test: {WANTED_IMAGES.format('images/test')}",
+        "images holds images/test, but no folder of training images: wanted images/train/CLASS/IMAGE.jpg",
     ),
     "an empty class": (
         lambda: Path("images/train/fox").mkdir(),
-        "class folder images/train/fox holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp)",
+        "class folder images/train/fox holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp); "
+        "add some, or remove the folder",
     ),
     "texts alone": (
         only_texts,
-        "class folder images/train/cat holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp)",
+        "class folder images/train/cat holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp); "
+        "add some, or remove the folder",
     ),
     "no root": (
         lambda: rmtree("images"),
-        f"there is no folder images/train: {WANTED_IMAGES.format('images/train')}",
+        NO_ROOT,
     ),
     "a root that is a file": (
         root_as_a_file,
-        f"there is no folder images/train: {WANTED_IMAGES.format('images/train')}",
+        NO_ROOT,
     ),
     "a class in test alone": (
         lambda: copytree("images/test/cat", "images/test/fox"),
@@ -248,7 +246,8 @@ def test_large_images(large_images, monkeypatch):
     rmtree("images/val/emu")
     assert_refused("images: train and val have different classes; only in train: emu", "large.yaml")
     rmtree("images/val")
-    assert_refused("there is no folder images/val: wanted images/val/CLASS/IMAGE.jpg (or .png, …)", "large.yaml")
+    options = ["--data.init_args.val_fraction=0"]
+    assert_refused("images has no images to validate on: set val_fraction above 0", "large.yaml", *options)
 
 
 def test_a_large_image_that_is_damaged(large_images, monkeypatch):

@@ -27,4 +27,5 @@ def described(data: Any) -> str:
     """
     sizes = data.sizes
     chosen_on = " (= test)" if data.validates_on_test else ""
-    return f"{sizes['train']:,} images, {data.num_classes:,} classes, validation {sizes['val']:,}{chosen_on}"
+    numbers = f"{sizes['train']:,} images, {data.num_classes:,} classes, validation {sizes['val']:,}{chosen_on}"
+    return "; ".join([numbers, *data.remarks])

@@ -97,6 +97,7 @@ class DataModule(L.LightningDataModule):
     def __init__(self):
         super().__init__()
         self.splits: dict[str, Any] = {}
+        self.remarks: list[str] = []  # on how the images were found, for a line at the start of a run
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,16 +1,38 @@
-"""Images in ``root/SPLIT/CLASS/*``: which there are, and reading one."""
+"""Image files in the folders of their classes: which there are, and reading one."""
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, shortened
+
+HEIC = (".heic", ".heif")
+# pictures, or so people say, that are not read
+OTHER_PICTURES = {
+    *HEIC,
+    ".avif",
+    ".gif",
+    ".jp2",
+    ".j2k",
+    ".jpx",
+    ".jxl",
+    ".svg",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+}
 
 
 class ImageFiles(NamedTuple):
@@ -20,45 +42,106 @@ class ImageFiles(NamedTuple):
     target: np.ndarray
 
 
-def find_images(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, ImageFiles]]:
-    """The classes, which are the folders' names in alphabetical order, and the images of each split.
+@dataclass
+class Skipped:
+    """Pictures that are not read, by the endings of their names, and classes without any.
 
-    Files that are no images by their names are passed over.
+    >>> skipped = Skipped()
+    >>> for name in ("a.heic", "b.HEIC", "c.gif", "notes.txt"):
+    ...     skipped.add(name)
+    >>> print(skipped)
+    not read: 2 .heic (python -m pip install 'ndkd[heic]'), 1 .gif
+    """
+
+    endings: Counter[str] = field(default_factory=Counter)
+    classes: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count a file if it is a picture by its name."""
+        if (ending := os.path.splitext(name)[1].lower()) in OTHER_PICTURES:
+            self.endings[ending] += 1
+
+    def __bool__(self) -> bool:
+        return bool(self.endings or self.classes or self.unreadable)
+
+    def __str__(self) -> str:
+        hint = {ending: " (python -m pip install 'ndkd[heic]')" for ending in HEIC if not has_heif()}
+        found = [f"{number} {ending}{hint.get(ending, '')}" for ending, number in self.endings.items()]
+        if self.unreadable:
+            found.append(f"{len(self.unreadable)} that cannot be read ({shortened(self.unreadable)})")
+        if self.classes:
+            found.append(f"empty class folders {shortened(self.classes)}")
+        return f"not read: {', '.join(found)}"
+
+
+@functools.cache
+def has_heif() -> bool:
+    """Whether HEIC files can be read; the package is told to Pillow."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name, and one that is not hidden.
+
+    >>> [is_image(name) for name in ("a.JPG", "._a.jpg", "a.txt")]
+    [True, False, False]
+    """
+    ending = os.path.splitext(name)[1].lower()
+    return not name.startswith(".") and (ending in IMG_EXTENSIONS or ending in HEIC and has_heif())
+
+
+def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) -> tuple[list[str], ImageFiles]:
+    """The classes below a folder, which are its folders' names in alphabetical order, and their images.
+
+    What is hidden, its name beginning with a dot, never counts.
+
+    Args:
+        folder: holds a folder for each class.
+        skipped: pictures that are not read are added.
+        skip_empty: a class without images is left out.
 
     Raises:
-        NdkdError: a missing split, classes that differ between splits, a class without images.
+        NdkdError: no folder, none of a class, a class without images.
     """
-    found = {split: _read(root / split) for split in splits}
-    classes = {split: names for split, (names, _) in found.items()}
-    first, *others = splits
-    for split in others:
-        pairs = (first, split), (split, first)
-        alone = {one: [name for name in classes[one] if name not in classes[other]] for one, other in pairs}
-        if any(alone.values()):
-            where = "; ".join(f"only in {one}: {', '.join(names[:5])}" for one, names in alone.items() if names)
-            raise NdkdError(f"{root}: {first} and {split} have different classes; {where}")
-    return tuple(classes[first]), {split: files for split, (_, files) in found.items()}
-
-
-def _read(split: Path) -> tuple[list[str], ImageFiles]:
-    wanted = f"wanted {split}/CLASS/IMAGE.jpg (or .png, …)"
-    if not split.is_dir():
-        raise NdkdError(f"there is no folder {split}: {wanted}")
-    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
-    if not classes:
-        raise NdkdError(f"{split} holds no class folder: {wanted}")
-    paths, target = [], []
-    walked: dict[str, Any] = {}
-    for number, name in enumerate(classes):
-        found = list(_images_below(split / name, walked))
+    wanted = f"wanted {folder}/CLASS/IMAGE.jpg (or .png, …)"
+    if not folder.is_dir():
+        raise NdkdError(f"there is no folder {folder}: {wanted}")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise NdkdError(f"{folder} holds no class folder: {wanted}")
+    classes: list[str] = []
+    paths: list[bytes] = []
+    target: list[int] = []
+    walked: dict[str, Path] = {}
+    for name in names:
+        before = sum(skipped.endings.values())
+        found = list(_images_below(folder / name, walked, skipped))
+        if not found and not skip_empty:
+            others = sum(skipped.endings.values()) - before
+            what = (
+                f"{others} pictures that are not read: {skipped}"
+                if others
+                else f"no image ({', '.join(IMG_EXTENSIONS)})"
+            )
+            raise NdkdError(f"class folder {folder / name} holds {what}; add some, or remove the folder")
         if not found:
-            raise NdkdError(f"class folder {split / name} holds no image ({', '.join(IMG_EXTENSIONS)})")
+            skipped.classes.append(name)
+            continue
         paths += found
-        target += [number] * len(found)
+        target += [len(classes)] * len(found)
+        classes.append(name)
+    if not classes:
+        raise NdkdError(f"{folder} holds no image: {wanted}")
     return classes, ImageFiles(np.array(paths), np.array(target, np.int64))
 
 
-def _images_below(folder: Path, walked: dict[str, Path]) -> Iterator[bytes]:
+def _images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Iterator[bytes]:
     """The images of a class, folder by folder in the order of their names.
 
     A link to a folder is followed, but to none that the class lies in, and each folder is walked once.
@@ -66,6 +149,7 @@ def _images_below(folder: Path, walked: dict[str, Path]) -> Iterator[bytes]:
     Args:
         folder: of the class.
         walked: the class of each real folder so far; of this class they are added.
+        skipped: pictures that are not read are added.
 
     Raises:
         NdkdError: a folder of two classes, or something with the name of an image that is no ordinary file.
@@ -83,12 +167,13 @@ def _images_below(folder: Path, walked: dict[str, Path]) -> Iterator[bytes]:
                 f"{place} and {walked[real]} are one folder, its images would be of two classes; remove one"
             )
         walked[real] = folder
-        entries = list(os.scandir(place))
+        entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
         waiting += [entry.path for entry in entries if entry.is_dir()]
         folders[place] = [entry for entry in entries if not entry.is_dir()]
     for place in sorted(folders):
         for entry in sorted(folders[place], key=lambda entry: entry.name):
-            if not entry.name.lower().endswith(IMG_EXTENSIONS):
+            if not is_image(entry.name):
+                skipped.add(entry.name)
                 continue
             if not entry.is_file():  # reading a pipe would wait for ever
                 raise NdkdError(f"image {entry.path} is no ordinary file: replace or remove it")
@@ -109,3 +194,20 @@ def open_image(path: bytes) -> Iterator[Image.Image]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it") from error
+
+
+def readable(files: ImageFiles, skipped: Skipped) -> ImageFiles:
+    """The files that can be decoded to the end; the others are added to what is skipped."""
+
+    def is_whole(path: bytes) -> bool:
+        try:
+            with open_image(path) as image:
+                image.load()
+        except NdkdError:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:  # decoding runs beside Python
+        whole = np.array(list(pool.map(is_whole, files.paths.tolist())), bool)
+    skipped.unreadable += [os.fsdecode(path) for path in files.paths[~whole].tolist()]
+    return ImageFiles(files.paths[whole], files.target[whole])

@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 
 from ndkd.data.base import DataModule
 from ndkd.data.disk_loader import ImageLoader, check_least, sharded, worker_options
-from ndkd.data.image_files import ImageFiles, find_images, open_image
+from ndkd.data.image_files import ImageFiles, open_image
+from ndkd.data.layouts import image_set
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
 
@@ -22,9 +23,11 @@ MOST_PIXELS = 8192  # in height and width: more is a slip of the keyboard, and t
 class ImageFolderDataModule(DataModule):
     """Images in ``root/train/CLASS/*``, ``root/val/CLASS/*`` and, where it exists, ``root/test/CLASS/*``.
 
-    The classes are the folders' names in alphabetical order; files that are no images by their names are passed over.
-    Training images are cropped at random (``RandomResizedCrop``) and flipped; others are resized and cut from the
-    middle. How an image is augmented depends on (seed, epoch, image) alone, not on the number of workers or processes.
+    The folders of splits may also be called ``Train``, ``valid``, ``validation``, …; other layouts, class folders alone
+    and a CSV file, are those of ``ndkd.data.layouts.find_images``. The classes are the folders' names in
+    alphabetical order. Training images are cropped at random (``RandomResizedCrop``) and flipped; others are resized
+    and cut from the middle. How an image is augmented depends on (seed, epoch, image) alone, not on the number of
+    workers or processes.
 
     Args:
         root: the folder.
@@ -40,6 +43,12 @@ class ImageFolderDataModule(DataModule):
         cutmix: alpha of CutMix, 0 for none.
         drop_last: leave out the last images of an epoch where they do not fill a batch; a single one always is.
         num_workers: processes that read images, for each process that trains; by default one for each core, 16 at most.
+        labels: a CSV file with the columns ``file`` and ``label`` and, where there are splits, ``split``.
+        val_fraction: share of the training images to validate on, where the set has none for it; chosen by the files'
+            names alone, of each class.
+        test_fraction: likewise to test on; 0 tests on the validation images.
+        on_error: ``stop`` at a file that cannot be read and a class without images, or ``skip`` these; to find them,
+            all files are decoded once.
 
     Raises:
         NdkdError: a missing split, classes that differ between splits, a class without images; in use, a file that
@@ -63,6 +72,10 @@ class ImageFolderDataModule(DataModule):
         cutmix: float = 0.0,
         drop_last: bool = False,
         num_workers: int | None = None,
+        labels: Path | None = None,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        on_error: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
         check_least(batch_size=(batch_size, 2), image_size=(image_size, 1), num_workers=(num_workers or 0, 0))
@@ -74,6 +87,8 @@ class ImageFolderDataModule(DataModule):
         if not 0 <= erase <= 1:
             raise NdkdError(f"erase: wanted a probability, 0 to 1, got {erase}")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
+        self.labels, self.skips = labels, on_error == "skip"
+        self.fractions = {"test": test_fraction, "val": val_fraction}
         self.mixup, self.cutmix, self.drop_last = mixup, cutmix, drop_last
         self.image_shape = (3, image_size, image_size)
         kind, in_rgb = v2.InterpolationMode(interpolation), InRGB(self.upright)
@@ -91,11 +106,14 @@ class ImageFolderDataModule(DataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        splits = ["train", "val", *(["test"] if (self.root / "test").is_dir() else [])]
-        self.class_names, files = find_images(self.root, splits)
+        found = image_set(self.root, self.labels, self.fractions, self.skips)
+        self.class_names, self.remarks = found.class_names, found.remarks
         self.num_classes = len(self.class_names)
         self.mixing = mixing(self.mixup, self.cutmix, self.num_classes)
-        self.splits = {"test": files["val"], **files}
+        val = found.splits.get("val", found.splits.get("test"))
+        if val is None:
+            raise NdkdError(f"{self.root} has no images to validate on: set val_fraction above 0")
+        self.splits = {"test": val, **found.splits, "val": val}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, on the device they are on."""

@@ -2,25 +2,33 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from ndkd.data.image_files import ImageFiles, find_images, open_image
+from ndkd.data.image_files import ImageFiles, open_image
 from ndkd.data.in_memory import InMemoryDataModule, Split
+from ndkd.data.layouts import image_set
 from ndkd.data.transforms import InRGB
 from ndkd.errors import NdkdError
+
+LEAST_STD = 1 / 255  # a step of brightness
 
 
 class InMemoryImageFolderDataModule(InMemoryDataModule):
     """Small images in ``root/train/CLASS/*``, ``root/test/CLASS/*`` and, where it exists, ``root/val/CLASS/*``.
 
-    The classes are the folders' names in alphabetical order; files that are no images are passed over. Mean and
-    standard deviation are those of the training images.
+    Other names and layouts are those of ``ndkd.data.ImageFolderDataModule``. The classes are the folders' names in
+    alphabetical order. Mean and standard deviation are those of the training images.
 
     Args:
         root: the folder.
         image_size: height and width to resize to; by default all images must be of one size already.
+        labels: a CSV file with the columns ``file`` and ``label`` and, where there are splits, ``split``.
+        test_fraction: share of the training images to test on, where the set has none to test or validate on; chosen
+            by the files' names alone, of each class.
+        on_error: ``stop`` at a file that cannot be read and a class without images, or ``skip`` these.
         options: of ``InMemoryDataModule``.
 
     Raises:
@@ -28,8 +36,17 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
             read, images of several sizes.
     """
 
-    def __init__(self, root: Path, image_size: int | None = None, **options):
+    def __init__(
+        self,
+        root: Path,
+        image_size: int | None = None,
+        labels: Path | None = None,
+        test_fraction: float = 0.2,
+        on_error: Literal["stop", "skip"] = "stop",
+        **options,
+    ):
         super().__init__(**options)
+        self.labels, self.test_fraction, self.skips = labels, test_fraction, on_error == "skip"
         if image_size is not None and image_size < 1:
             raise NdkdError(f"image_size: wanted a number of pixels, got {image_size}")
         self.root, self.image_size = Path(root), image_size
@@ -37,15 +54,15 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        splits = [split for split in ("train", "val", "test") if split != "val" or (self.root / "val").is_dir()]
-        self.class_names, files = find_images(self.root, splits)
+        images_found = image_set(self.root, self.labels, {"test": self.test_fraction}, self.skips)
+        self.class_names, self.remarks = images_found.class_names, images_found.remarks
         self.num_classes = len(self.class_names)
-        found = {split: self._read(files[split]) for split in splits}
+        found = {split: self._read(files) for split, files in images_found.splits.items()}
+        if "test" not in found:
+            raise NdkdError(f"{self.root} has no images to test on: set test_fraction above 0")
         images = found["train"][0]
         self.image_shape = (images.shape[3], *images.shape[1:3])
         self.mean, self.std = _statistics(images)
-        if not all(self.std):
-            raise NdkdError(f"{self.root / 'train'}: a colour is alike in all pixels; wanted images that differ")
         self.keep(found)
 
     def _read(self, files: ImageFiles) -> Split:
@@ -77,4 +94,5 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
         block = images[start : start + 1000].reshape(-1, images.shape[3]) / 255
         sums += block.sum(axis=0), np.square(block).sum(axis=0)
     mean, square = sums / (images.size / images.shape[3])
-    return tuple(mean.round(4).tolist()), tuple(np.sqrt(square - mean**2).round(4).tolist())
+    std = np.sqrt((square - mean**2).clip(LEAST_STD**2))  # a channel may be alike in all pixels
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

@@ -11,11 +11,16 @@ from torchvision.transforms import v2
 
 from ndkd.errors import NdkdError
 
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's modes of more than eight bits
+BITS_PER_SAMPLE, SAMPLE_FORMAT, SIGNED = 258, 339, 2  # of TIFF
+
 
 class CropWhileDecoding(v2.RandomResizedCrop):
     """``RandomResizedCrop`` of an image that is not decoded yet: detail that the crop would lose is not decoded."""
 
     def forward(self, image: Image.Image) -> Image.Image:
+        if image.mode in DEEP:  # as a whole: a part has lost what its file says about its type
+            image = _with_exif_of(image, _rgb(image))
         box, (width, height) = self.make_params([image]), image.size
         shrink = min(box["height"] / self.size[0], box["width"] / self.size[1])
         image.draft("RGB", (int(width / shrink), int(height / shrink)))  # JPEG at 1/2, 1/4 or 1/8
@@ -23,9 +28,7 @@ class CropWhileDecoding(v2.RandomResizedCrop):
             right, bottom = box["left"] + box["width"], box["top"] + box["height"]
             part = _rgb(image.crop((box["left"], box["top"], right, bottom)))
             pixels = v2.functional.resize(Pixels()(part), self.size, self.interpolation)
-            resized = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            resized.info = image.info  # the EXIF data
-            return resized
+            return _with_exif_of(image, Image.fromarray(pixels.permute(1, 2, 0).numpy()))
         x, y = image.width / width, image.height / height
         right, bottom = (box["left"] + box["width"]) * x, (box["top"] + box["height"]) * y
         corners = box["left"] * x, box["top"] * y, min(right, image.width), min(bottom, image.height)
@@ -109,5 +112,39 @@ def mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module | None:
     return v2.RandomChoice(chosen) if chosen else None
 
 
+def _with_exif_of(image: Image.Image, other: Image.Image) -> Image.Image:
+    other.info = image.info
+    return other
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in DEEP:
+        image = _in_bytes(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """A deep grey image in 256 steps, by the range of its type; Pillow would cut off what is above 255.
+
+    Raises:
+        ValueError: numbers of which nobody can tell how they are meant.
+    """
+    pixels = np.asarray(image)
+    if image.mode == "F":
+        low, high = pixels.min(), pixels.max()
+        if not (np.isfinite(pixels).all() and low >= 0 and high <= 1):
+            raise ValueError(
+                f"wanted brightness from 0 to 1 in a file of floats, got {low:g} to {high:g}; scale it first"
+            )
+        most = 1.0
+    else:
+        tags = getattr(image, "tag_v2", {})
+        bits = 16 if image.mode != "I" or image.format != "TIFF" else tags.get(BITS_PER_SAMPLE, (32,))[0]
+        is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
+        most = 2.0 ** (bits - is_signed) - 1
+        pixels = pixels.astype(np.float64)
+        if bits == 32 and not is_signed:
+            pixels = np.where(pixels < 0, pixels + 2.0**32, pixels)  # Pillow reads them as signed
+        if pixels.min() < 0:
+            raise ValueError(f"wanted brightness from 0 on, got {pixels.min():g}; scale it first")
+    return Image.fromarray((pixels * (255 / most)).round().astype(np.uint8))

@@ -1,7 +1,5 @@
 """Distilled object detectors: the same loss terms, on regions instead of images."""
 
-import contextlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
+from ndkd.distillation.coco_ap import SUMMARY, coco_ap
 from ndkd.distillation.module import DistillationModule
 from ndkd.distillation.objective import LossTerm, StepOutput
 from ndkd.errors import NdkdError
@@ -29,7 +28,6 @@ OWN_LOSSES = {
     "box": "loss_box_reg",
 }
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first numbers of COCO's twelve
 
 
 @dataclass
@@ -184,31 +182,3 @@ def box_branch(
     embedding = heads.box_head(heads.box_roi_pool(levels, regions, sizes))
     logits, boxes = heads.box_predictor(embedding)
     return ModelOutput(logits, embedding, feature_maps=list(levels.values())), boxes
-
-
-def coco_ap(annotations: Any, rows: list[dict[str, Any]], image_ids: list[int]) -> dict[str, float]:
-    """COCO's average precision (0 to 1; -1 where there is nothing) over the images: of all classes, by size, per class.
-
-    Raises:
-        NdkdError: pycocotools is missing.
-    """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise NdkdError("COCO's evaluation needs pycocotools: python -m pip install 'ndkd[coco]'") from error
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        if not rows:
-            return dict.fromkeys(SUMMARY, 0.0)
-        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
-        evaluation.params.imgIds = sorted(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    values = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class)
-    for k, category in enumerate(evaluation.params.catIds):
-        known = precision[:, :, k][precision[:, :, k] > -1]
-        values[f"ap/{truth.cats[category]['name']}"] = float(known.mean()) if len(known) else float("nan")
-    return values

@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ndkd.errors import NdkdError, shortened
 from ndkd.models.run_checkpoint import TAKE_ANOTHER
 
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights")
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 # What research code keeps beside the weights: its options, and accuracies as NumPy's numbers. They hold values only.
 VALUES: list[Any] = [
@@ -26,6 +26,7 @@ VALUES: list[Any] = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
 ]
+SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".tar", ".safetensors")
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
 
 
@@ -36,6 +37,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         NdkdError: no such file, or one that is not a checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = [str(file) for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        raise NdkdError(
+            f"checkpoint {path} is a folder; name a file in it" + (f": {shortened(inside)}" if inside else "")
+        )
     if not path.is_file():
         raise NdkdError(f"checkpoint {path} does not exist; train it first or correct the path")
     try:
@@ -67,14 +73,44 @@ def _wrong_record(path: Path) -> str | None:
 def model_weights(content: dict[str, Any], wanted: Collection[str] = ()) -> dict[str, Tensor]:
     """The model's own state dict inside a checkpoint's content.
 
-    Unwraps ``{"state_dict": …}`` and ``{"model": …}``, keeps only the ``student.`` part where there is one (a
-    distillation checkpoint), and strips the prefixes that wrappers leave (``module.``, ``student.``, ``model.``),
-    until the keys are the ``wanted`` ones or nothing is left to strip.
+    It is the first of the dictionaries in it, and the first prefix of their keys, under which all ``wanted`` keys are:
+    ``{"state_dict": …}``, ``{"net": …}``, ``module.``, ``backbone.``, ``student.`` and whatever else people save.
+    Weights that are trained come before their moving averages. Where none fits, what wrappers usually leave is
+    stripped.
+
+    Args:
+        content: of ``read_checkpoint``.
+        wanted: the keys of the model.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    counted = [key for key in wanted if not key.endswith("num_batches_tracked")]  # frozen BatchNorms do not count
+    dictionaries = list(_dictionaries(content))
+    for weights in dictionaries if counted else ():
+        for prefix in _prefixes(weights, counted[0]):
+            if all(f"{prefix}{key}" in weights for key in counted):
+                return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return _stripped(dictionaries[0] if dictionaries else {}, wanted)
+
+
+def _dictionaries(content: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """The dictionaries of tensors in a file, the likeliest first."""
+    inner = {name: value for name, value in content.items() if isinstance(value, dict)}
+    usual = [name for name in WRAPPERS if name in inner]
+    others = sorted((name for name in inner if name not in WRAPPERS), key=lambda name: "ema" in str(name).lower())
+    for name in (*usual, *others):
+        yield from _dictionaries(inner[name])
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield tensors
+
+
+def _prefixes(weights: dict[str, Tensor], first: str) -> list[str]:
+    """What the keys may begin with so that the first wanted one is among them; a student's before others."""
+    found = [key[: -len(first)] for key in weights if key.endswith(first)]
+    return sorted(found, key=lambda prefix: (prefix != "", "student." not in prefix))
+
+
+def _stripped(weights: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers leave, until the keys are the wanted ones or nothing is left to strip."""
     while weights and set(weights) != set(wanted):
         weights = {key: value for key, value in weights.items() if key.startswith("student.")} or weights
         prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in weights)), None)
@@ -82,6 +118,18 @@ def model_weights(content: dict[str, Any], wanted: Collection[str] = ()) -> dict
             break
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def keys_in(content: dict[str, Any], above: str = "") -> list[str]:
+    """The names of all that a checkpoint's content holds, those of inner dictionaries behind their own.
+
+    >>> keys_in({"epoch": 3, "net": {"fc.weight": 0}})
+    ['epoch', 'net: fc.weight']
+    """
+    found: list[str] = []
+    for key, value in content.items():
+        found += keys_in(value, f"{above}{key}: ") if isinstance(value, dict) and value else [f"{above}{key}"]
+    return found
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -6,8 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from ndkd.errors import NdkdError
-from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
+from ndkd.errors import NdkdError, shortened
+from ndkd.models.checkpoint import keys_in, load_weights, model_weights, read_checkpoint
 from ndkd.models.classes import Names, fit_classes, new_classes, published_class_names
 from ndkd.models.factory import build_model
 from ndkd.models.features import FeatureExtractor
@@ -124,7 +124,10 @@ class ModelConfig:
 
 def _load(extractor: FeatureExtractor, content: dict[str, Any], num_classes: int, source: str) -> None:
     """Fill a model with a checkpoint's weights, as many classes as they are of."""
-    weights = model_weights(content, extractor.model.state_dict())
+    own = extractor.model.state_dict()
+    weights = model_weights(content, own)
+    if not weights.keys() & own.keys():
+        raise NdkdError(f"{source} has no weights of this model; it has {shortened(keys_in(content)) or 'nothing'}")
     rows = weights.get(f"{extractor.classifier[0]}.weight")
     if rows is not None and rows.ndim == 2 and len(rows) != num_classes:
         new_classes(extractor.classifier_layers, len(rows))

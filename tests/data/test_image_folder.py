@@ -13,7 +13,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from ndkd.data import ImageFolderDataModule, ImageNetDataModule
-from ndkd.data.image_files import find_images
+from ndkd.data.layouts import find_images
 from ndkd.errors import NdkdError
 
 SIZES = [(40, 30), (30, 40), (64, 48), (33, 70), (24, 24)]
@@ -143,7 +143,8 @@ def test_more_classes_than_imagenet(tmp_path):
         for number in range(1001):
             (tmp_path / split / f"{number:04d}").mkdir(parents=True)
             (tmp_path / split / f"{number:04d}" / "x.jpg").touch()
-    names, files = find_images(tmp_path, ("train", "val"))
+    found = find_images(tmp_path)
+    names, files = found.class_names, found.splits
     assert (len(names), names[-1]) == (1001, "1000")
     assert files["val"].target.tolist() == list(range(1001))
     assert files["train"].paths.nbytes < 1001 * (len(str(tmp_path)) + 24)  # no Python object for each
@@ -287,8 +288,7 @@ def remove(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "val").rename(root / "x"), "there is no folder {root}/val: wanted {root}/val/CLASS/"),
-        (lambda root: (root / "train").rename(root / "x"), "there is no folder {root}/train: wanted {root}/train/"),
+        (lambda root: (root / "train").rename(root / "x"), "{root} holds {root}/val, but no folder of training images"),
         (lambda root: remove(root / "val" / "dog"), "{root}: train and val have different classes; only in train: dog"),
         (lambda root: (root / "val" / "zoo").mkdir(), "class folder {root}/val/zoo holds no image (.jpg, .jpeg, "),
     ],

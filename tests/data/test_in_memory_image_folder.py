@@ -94,7 +94,10 @@ def remove_folder(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "test").rename(root / "x"), "there is no folder {root}/test: wanted {root}/test/CLASS/"),
+        (
+            lambda root: (root / "train").rename(root / "x"),
+            "{root} holds {root}/test, but no folder of training images",
+        ),
         (
             lambda root: remove_folder(root / "test" / "red"),
             "{root}: train and test have different classes; only in train: red",
@@ -116,3 +119,16 @@ def test_a_split_without_classes(root):
         remove_folder(folder)
     with pytest.raises(NdkdError, match=f"^{root}/test holds no class folder"):
         prepared(root)
+
+
+def test_a_channel_that_is_alike_everywhere_does_not_divide_by_0(tmp_path):
+    for split in ("train", "test"):
+        for name, red in (("cat", 40), ("dog", 200)):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (red, 0, 128)).save(tmp_path / split / name / "0.png")
+    data = prepared(tmp_path)
+    assert data.std == (0.3137, 0.0039, 0.0039)
+    images, _ = next(iter(data.val_dataloader()))
+    assert torch.isfinite(
+        (images - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    ).all()

@@ -14,7 +14,7 @@ from torch import nn
 from ndkd.callbacks import ClassMeans
 from ndkd.data import CocoDataModule
 from ndkd.data.drawn_shapes import draw_set
-from ndkd.distillation.detection import DetectionDistillationModule, coco_ap
+from ndkd.distillation.detection import DetectionDistillationModule
 from ndkd.distillation.objective import LossTerm
 from ndkd.errors import NdkdError
 from ndkd.losses import DKDLoss, KDLoss, NDLoss, ReviewKDLoss, kd_loss, nd_loss
@@ -372,22 +372,6 @@ def test_ap_is_that_of_the_predictions(run):
     rows = json.loads((folder / "predictions.json").read_text())
     assert {row["category_id"] for row in rows} <= {2, 3, 7, 40, 90}
     assert rows[0].keys() == {"image_id", "category_id", "bbox", "score"}
-
-
-def test_ap_of_perfect_and_of_no_detections(shapes):
-    file = shapes / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    ids, names = [i["id"] for i in content["images"]], {c["id"]: c["name"] for c in content["categories"]}
-    rows = [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
-        for a in content["annotations"]
-        if not a["iscrowd"]
-    ]
-    perfect = coco_ap(file, rows, ids)
-    shown = {names[row["category_id"]] for row in rows}
-    assert {name: perfect[f"ap/{name}"] for name in shown} == pytest.approx(dict.fromkeys(shown, 1.0))
-    assert perfect["ap"] == pytest.approx(1.0)
-    assert coco_ap(file, [], ids)["ap"] == 0
 
 
 # ---- two processes ------------------------------------------------------------------------------------------------

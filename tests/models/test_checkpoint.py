@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ndkd.models import build_model
+from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import load_weights, model_weights, read_checkpoint
 
 
@@ -55,6 +55,24 @@ CONTENTS = {
         f"state_dict, {prefix}": partial(lambda prefix, state: {"state_dict": prefixed(state, prefix)}, prefix)
         for prefix in ("", "module.", "student.", "module.student.", "model.", "model.module.")
     },
+    **{
+        name: partial(lambda name, state: {name: state, "epoch": 3, "optimizer": {"state": {}}}, name)
+        for name in ("model_state_dict", "net", "params", "weights", "ema_state_dict", "state_dict_ema", "teacher_net")
+    },
+    **{
+        f"{prefix} beside others": partial(
+            lambda prefix, state: {"state_dict": prefixed(state, prefix) | {"head.0.weight": torch.ones(2)}}, prefix
+        )
+        for prefix in ("backbone.", "net.", "encoder.", "model.", "module.encoder.")
+    },
+    "a dictionary of dictionaries": lambda state: {"checkpoint": {"model": prefixed(state, "module.")}, "config": {}},
+    "an average beside it": lambda state: {
+        "state_dict_ema": {key: value + 1 for key, value in state.items()},
+        "net": state,
+    },
+    "a teacher beside it": lambda state: (
+        prefixed({key: value + 1 for key, value in state.items()}, "teacher.") | prefixed(state, "student.")
+    ),
     "ndkd": of_ndkd,
     "ndkd, compiled": partial(of_ndkd, student="student.model._orig_mod."),
 }
@@ -115,8 +133,8 @@ def test_old_format(tmp_path):
 def test_weights_without_a_model():
     """Everything that can be stripped is."""
     state = plain().state_dict()
-    for wrap in CONTENTS.values():
-        assert list(model_weights(wrap(state))) == list(state)
+    for name in ("plain", "module.", "compiled", "model, module.", "state_dict, module.student.", "ndkd", "net"):
+        assert list(model_weights(CONTENTS[name](state))) == list(state)
 
 
 def test_content_stays_whole(tmp_path):
@@ -243,7 +261,10 @@ def test_file_that_is_not_there(refused, tmp_path):
     with refused(f"checkpoint {path} does not exist; train it first or correct the path"):
         read_checkpoint(path)
     path.mkdir()
-    with refused(f"checkpoint {path} ", ""):
+    with refused(f"checkpoint {path} is a folder; name a file in it"):
+        read_checkpoint(path)
+    (path / "last.ckpt").touch()
+    with refused(f"checkpoint {path} is a folder; name a file in it: {path / 'last.ckpt'}"):
         read_checkpoint(path)
 
 
@@ -303,3 +324,12 @@ def test_another_architecture(refused):
     model, weights = build_model("cifar/resnet8", 5), build_model("cifar/resnet14", 5).state_dict()
     with refused("file x does not fit the model; unexpected: layer1.1.conv1.weight, ", " and 32 more. ", ""):
         load_weights(model, weights, "file x")
+
+
+def test_a_file_of_something_else_says_what_it_has(refused, tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"epoch": 3, "generator": {"g.weight": torch.ones(2), "g.bias": torch.ones(2)}}, path)
+    with refused(
+        f"checkpoint {path} has no weights of this model; it has epoch, generator: g.weight, generator: g.bias"
+    ):
+        ModelConfig("cifar/resnet8", path).build(10, None, None)

@@ -1,0 +1,231 @@
+"""How people arrange their photos: folders of splits, of classes alone, or a list in a CSV file."""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ndkd.data.image_files import ImageFiles, Skipped, images_of_classes, is_image, readable
+from ndkd.errors import NdkdError, shortened, suggestion
+
+# what people call the folders of splits, in small letters
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+COLUMNS = ("file", "label", "split")
+
+
+@dataclass
+class Found:
+    """The images of a set.
+
+    Args:
+        class_names: in the order of their indices.
+        splits: ``train`` and, where the set has them, ``val`` and ``test``.
+        layout: how they lay there, in words.
+        skipped: what lay beside them.
+    """
+
+    class_names: tuple[str, ...]
+    splits: dict[str, ImageFiles]
+    layout: str
+    skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say of them beside their numbers."""
+        return [self.layout, *([str(self.skipped)] if self.skipped else [])]
+
+
+def image_set(root: Path, labels: Path | None, fractions: dict[str, float], skips: bool) -> Found:
+    """The images of a set with the splits that are wanted of it.
+
+    Args:
+        root: the folder.
+        labels: a CSV file that lists the images, or None.
+        fractions: of ``arranged``.
+        skips: leave out what cannot be read, and classes without images.
+
+    Raises:
+        NdkdError: of ``find_images`` and ``arranged``.
+    """
+    found = find_images(root, labels, skips)
+    if skips:
+        splits = {name: readable(files, found.skipped) for name, files in found.splits.items()}
+        found = replace(found, splits=splits)
+    return arranged(found, root, fractions)
+
+
+def find_images(root: Path, labels: Path | None = None, skip_empty: bool = False) -> Found:
+    """The images below a folder, or those that a CSV file lists.
+
+    Args:
+        root: holds ``train`` and others (also ``Train``, ``valid``, ``validation``, …), or the folders of the classes.
+        labels: a CSV file with columns ``file`` and ``label`` and, where there are splits, ``split``.
+        skip_empty: a class without images is left out.
+
+    Raises:
+        NdkdError: no such folder or file, classes that differ between splits, a class without images.
+    """
+    if labels is not None:
+        return _listed(Path(labels), root)
+    if not root.is_dir():
+        raise NdkdError(f"there is no folder {root}: wanted {root}/train/CLASS/IMAGE.jpg or {root}/CLASS/IMAGE.jpg")
+    folders = split_folders(root)
+    skipped = Skipped()
+    if "train" not in folders:
+        if folders:
+            there = ", ".join(str(folder) for folder in folders.values())
+            raise NdkdError(
+                f"{root} holds {there}, but no folder of training images: wanted {root}/train/CLASS/IMAGE.jpg"
+            )
+        names, files = images_of_classes(root, skipped, skip_empty)
+        return Found(tuple(names), {"train": files}, "class folders", skipped)
+    read = {name: images_of_classes(folder, skipped, skip_empty) for name, folder in folders.items()}
+    _check_same_classes(root, {folders[name].name: names for name, (names, _) in read.items()})
+    layout = ", ".join(f"{folder.name}/" for folder in folders.values())
+    return Found(tuple(read["train"][0]), {name: files for name, (_, files) in read.items()}, layout, skipped)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of splits below a folder.
+
+    Raises:
+        NdkdError: two that would be the same split.
+    """
+    found: dict[str, Path] = {}
+    for split, names in NAMES.items():
+        there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name.lower() in names)
+        if len(there) > 1:
+            raise NdkdError(f"{root} holds {' and '.join(there)}, both could be the split {split}: rename one")
+        if there:
+            found[split] = root / there[0]
+    return found
+
+
+def split_off(files: ImageFiles, fraction: float, root: Path) -> tuple[ImageFiles, ImageFiles, list[int]]:
+    """A share of each class, chosen by the files' names alone: the same for every seed, on every machine.
+
+    Of each class at least one image stays, and where there are two, at least one is split off.
+
+    Args:
+        files: of which.
+        fraction: of the images, 0 to 1.
+        root: the names count from here.
+
+    Returns:
+        The others, those that are split off, and the classes of a single image, none of which was.
+    """
+    digests = [hashlib.sha256(os.path.relpath(path, os.fsencode(root))).digest() for path in files.paths.tolist()]
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    of_class: dict[int, list[int]] = {}
+    for index in order:
+        of_class.setdefault(int(files.target[index]), []).append(index)
+    chosen = {
+        index
+        for indices in of_class.values()
+        for index in indices[: min(len(indices) - 1, max(1, round(fraction * len(indices))))]
+    }
+    mask = np.array([index in chosen for index in range(len(digests))], bool)
+    single = sorted(number for number, indices in of_class.items() if len(indices) == 1)
+    return ImageFiles(*(part[~mask] for part in files)), ImageFiles(*(part[mask] for part in files)), single
+
+
+def arranged(found: Found, root: Path, fractions: dict[str, float]) -> Found:
+    """The same images with splits that the set does not have by itself, taken from the training images.
+
+    Args:
+        found: of ``find_images``.
+        root: the names of the files count from here.
+        fractions: of all training images, by the split that is wanted; 0 for none.
+
+    Raises:
+        NdkdError: fractions that leave nothing to train on.
+    """
+    wanted = {split: share for split, share in fractions.items() if share and split not in found.splits}
+    if not all(0 <= share < 1 for share in fractions.values()) or sum(wanted.values()) >= 1:
+        shown = ", ".join(f"{split}_fraction {share}" for split, share in fractions.items())
+        raise NdkdError(f"wanted fractions from 0 to below 1 that leave images to train on, got {shown}")
+    splits, layout, left = dict(found.splits), found.layout, 1.0
+    for split, share in wanted.items():
+        splits["train"], splits[split], single = split_off(splits["train"], share / left, root)
+        left -= share
+        layout += f", {share:.0%} of the training images split off as {split}"
+        if single:
+            names = shortened([found.class_names[number] for number in single])
+            layout += f" (of {names}, a single image each, none)"
+    return replace(found, splits=splits, layout=layout)
+
+
+def _check_same_classes(root: Path, classes: dict[str, Sequence[str]]) -> None:
+    first, *others = classes
+    for split in others:
+        pairs = (first, split), (split, first)
+        alone = {one: [name for name in classes[one] if name not in classes[other]] for one, other in pairs}
+        if any(alone.values()):
+            where = "; ".join(f"only in {one}: {', '.join(names[:5])}" for one, names in alone.items() if names)
+            raise NdkdError(f"{root}: {first} and {split} have different classes; {where}")
+
+
+def _listed(labels: Path, root: Path) -> Found:
+    """The images in a CSV file; its names count from the root or else from the file's own folder."""
+    rows = _rows(labels)
+    classes = tuple(sorted({row["label"] for row in rows}))
+    index = {name: number for number, name in enumerate(classes)}
+    splits: dict[str, tuple[list[bytes], list[int]]] = {}
+    skipped, missing = Skipped(), []
+    for row in rows:
+        places = [root / row["file"], labels.parent / row["file"]]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            missing.append(row["file"])
+        elif not is_image(file.name):
+            skipped.add(file.name)
+        else:
+            paths, target = splits.setdefault(_split_named(row.get("split") or "train", labels), ([], []))
+            paths.append(os.fsencode(file))
+            target.append(index[row["label"]])
+    if missing:
+        raise NdkdError(
+            f"{labels}: {len(missing)} of its files are not there: {shortened(missing)}; names count from {root}"
+        )
+    if "train" not in splits:
+        raise NdkdError(f"{labels} lists no training image: wanted rows of the split train")
+    ordered = [name for name in NAMES if name in splits]
+    files = {name: ImageFiles(np.array(splits[name][0]), np.array(splits[name][1], np.int64)) for name in ordered}
+    untaught = [name for name in classes if index[name] not in set(files["train"].target.tolist())]
+    if untaught:
+        raise NdkdError(f"{labels}: no training image of class {shortened(untaught)}; add some or leave the class out")
+    return Found(classes, files, f"listed in {labels.name}", skipped)
+
+
+def _rows(labels: Path) -> list[dict[str, str]]:
+    if not labels.is_file():
+        raise NdkdError(f"labels {labels} does not exist; give a CSV file with the columns file and label")
+    try:
+        with labels.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise NdkdError(f"labels {labels} is no CSV file: {error}; save it as CSV in UTF-8") from error
+    found = [name for name in (rows[0] if rows else ()) if name]
+    if missing := [name for name in COLUMNS[:2] if name not in found]:
+        raise NdkdError(f"labels {labels} has no column {' and '.join(missing)}, it has {', '.join(found) or 'no row'}")
+    for number, row in enumerate(rows, 2):
+        if not (row["file"] and row["label"]):
+            raise NdkdError(
+                f"labels {labels}, line {number}: wanted a file and a label, got {row['file']!r}, {row['label']!r}"
+            )
+    twice = [name for name, times in Counter(row["file"] for row in rows).items() if times > 1]
+    if twice:
+        raise NdkdError(f"labels {labels} lists {shortened(twice)} more than once; keep one line of each")
+    return rows
+
+
+def _split_named(name: str, labels: Path) -> str:
+    for split, names in NAMES.items():
+        if name.strip().lower() in names:
+            return split
+    raise NdkdError(f"labels {labels}: there is no split {name!r}; {suggestion(name, list(NAMES))}")
