@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ndkd.data.image_files import find_images
+from ndkd.data.layouts import find_images
 from tests.command import refusal
 
 
@@ -19,7 +19,7 @@ def images(folder):
 
 
 def found(images):
-    _, files = find_images(images, ["train"])
+    files = find_images(images).splits
     return [os.fsdecode(path) for path in files["train"].paths]
 
 
@@ -40,7 +40,7 @@ def test_a_link_to_another_place_is_followed_once(images):
 
 def test_a_folder_of_two_classes(images):
     Path("train/c").symlink_to("a")
-    assert refusal(find_images, images, ["train"]).startswith("train/c and train/a are one folder")
+    assert refusal(find_images, images).startswith("train/c and train/a are one folder")
 
 
 def test_a_class_folder_that_is_a_link(images):
@@ -53,7 +53,7 @@ def test_a_class_folder_that_is_a_link(images):
 def test_a_pipe_is_no_image(images):
     os.mkfifo("train/a/2.png")
     message = "image train/a/2.png is no ordinary file: replace or remove it"
-    assert refusal(find_images, images, ["train"]) == message
+    assert refusal(find_images, images) == message
     Path("train/a/2.png").unlink()
     Path("train/a/2.png").symlink_to("nowhere.png")
-    assert refusal(find_images, images, ["train"]) == message
+    assert refusal(find_images, images) == message
