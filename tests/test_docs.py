@@ -196,13 +196,14 @@ def asked(kind):
 
 
 def test_data_is_asked_for_nothing_else():
-    found = asked(r"data|(\w+\.)*datamodule")
+    found = asked(r"data|(\w+\.)*datamodule|_data_of\(trainer\)")
     assert {"num_classes", "mean", "predict_files"} <= found
     assert found <= members(for_data)
 
 
 def test_a_logger_is_asked_for_nothing_else():
-    assert asked(r"logger|logger\.experiment") <= members(for_loggers) | {"init_args", "add_image"}
+    other = {"init_args", "experiment", "add_image"}  # of the parser, of Lightning, of TensorBoard
+    assert asked(r"logger|logger\.experiment|experiment") <= members(for_loggers) | other
 
 
 def test_the_page_names_what_a_task_overrides():
