@@ -46,7 +46,9 @@ def load_run(
     known, weights = Known.of(content), content.get("state_dict") or {}
     is_described = known.student and known.num_classes is not None
     if not is_described or any(".roi_heads." in str(key) for key in weights):
-        raise NdkdError(f"checkpoint {run.checkpoint(checkpoint)} is no classifier's of ndkd fit; give the run of one")
+        raise NdkdError(
+            f"checkpoint {run.checkpoint(checkpoint)} is not a classifier's from ndkd fit; give the run of one"
+        )
     check_run_checkpoint(content, run.checkpoint(checkpoint))
     teacher = _entry(config, "model", "init_args", "teacher")
     for name, described in (("student", known.student), ("teacher", teacher or known.student)):

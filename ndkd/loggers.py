@@ -17,7 +17,7 @@ CONNECT_SECONDS = 30.0
 
 
 class WandbLogger(LightningWandbLogger):
-    """Lightning's W&B logger that goes on offline where it cannot go online, and keeps its id over a resume.
+    """Lightning's W&B logger that continues offline where it cannot go online, and keeps its id over a resume.
 
     A sweep's agent, or ``WANDB_RUN_ID``, decides over the id. What W&B would refuse is made acceptable: names end
     after 128 characters and tags after 64, and a plus, which W&B's own editor of tags does not know, becomes a p:
@@ -105,7 +105,7 @@ class WandbLogger(LightningWandbLogger):
 
 @rank_zero_only
 def _say(save_dir: str | Path, why: str) -> None:
-    print(f"ndkd: {why}; the run goes on offline. To upload it later: wandb sync {save_dir}/wandb/offline-run-*")
+    print(f"ndkd: {why}; the run continues offline. To upload it later: wandb sync {save_dir}/wandb/offline-run-*")
 
 
 def _run_id(save_dir: str | Path) -> str:

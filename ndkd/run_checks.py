@@ -88,7 +88,7 @@ def checked_arrays(kind: str, arrays: dict[str, np.ndarray]) -> dict[str, np.nda
         raise ValueError(f"it has no {missing[0]}")
     for name, array in arrays.items():
         if array.ndim != 1 or array.dtype.kind not in "iuf":
-            raise ValueError(f"{name} is no row of numbers")
+            raise ValueError(f"{name} is not a row of numbers")
         edges = arrays.get("angle_edges" if name == "angle" else "norm_edges", ())
         wanted = {"predictions": len(arrays["target"])} if kind == "predictions" else {"features": len(edges) - 1}
         if not name.endswith("_edges") and len(array) != wanted[kind]:

@@ -34,8 +34,8 @@ from ndkd.stopping import is_alive
 
 # columns of metrics.csv that a run is compared by, by their names in a table
 MEASURED = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
-RESUME = "ndkd fit --ckpt_path last writes it anew"
-OWN_CONFIG = "give the configuration with --config FILE; ndkd fit --ckpt_path last writes it anew"
+RESUME = "ndkd fit --ckpt_path last writes a new one"
+OWN_CONFIG = "give the configuration with --config FILE; ndkd fit --ckpt_path last writes a new one"
 
 
 class Run:
@@ -60,7 +60,7 @@ class Run:
         """
         run = Run(path)
         if not run.config.is_file():
-            what = "is no run folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
+            what = "is not a run folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
             beside = sorted(str(config.parent) for config in run.path.absolute().parent.glob("*/config.yaml"))
             hint = suggestion(str(run.path.absolute()), beside) if beside else "give the folder that ndkd fit names"
             raise NdkdError(f"run folder {path} {what}; {hint}")
@@ -68,7 +68,7 @@ class Run:
 
     @staticmethod
     def of_checkpoint(checkpoint: str | Path) -> "Run | None":
-        """The run that a checkpoint lies in, None if it lies in no run folder."""
+        """The run that a checkpoint lies in, None if it is not in a run folder."""
         run = Run(Path(checkpoint).parent.parent)
         return run if run.config.is_file() and Path(checkpoint).parent == run.checkpoints else None
 
@@ -135,7 +135,7 @@ class Run:
         )
 
     def known_status(self) -> dict[str, Any]:
-        """The same for whoever writes it anew: of a file that is damaged nothing, which is said."""
+        """The same for whoever writes a new one: of a file that is damaged nothing, which is said."""
         try:
             return self.status()
         except Damaged as error:
@@ -173,7 +173,7 @@ class Run:
             for number, row in enumerate(reader, 2):
                 is_next = is_row(row) and (not rows or int(row["epoch"]) > int(rows[-1]["epoch"]))
                 rows += [row] if is_next else []
-                wrong += [] if is_next else [f"line {number} is no row of numbers"]
+                wrong += [] if is_next else [f"line {number} is not a row of numbers"]
         except csv.Error as error:
             wrong.append(f"line {reader.line_num}: {error}")
         if not content.endswith(b"\n"):  # its last number may look whole

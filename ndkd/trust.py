@@ -57,7 +57,7 @@ class Trust:
             try:
                 self.names |= set(_names_in(yaml.safe_load(find_config(config).read_text(encoding="utf-8"))))
             except (UnicodeDecodeError, yaml.YAMLError) as error:
-                raise NdkdError(f"config {config} is no YAML file: {error}") from error
+                raise NdkdError(f"config {config} is not a YAML file: {error}") from error
 
     def check_config(self, config: dict[str, Any], source: str) -> None:
         """Raise ``NdkdError`` unless all that a resolved configuration names is trusted.

@@ -146,7 +146,7 @@ def test_no_such_run(workplace):
 )
 def test_a_checkpoint_of_something_else(copied, content):
     torch.save(content, copied.checkpoint("last"))
-    with pytest.raises(NdkdError, match=r"last\.ckpt is no classifier's of ndkd fit"):
+    with pytest.raises(NdkdError, match=r"last\.ckpt is not a classifier's from ndkd fit"):
         load_run(copied.path)
 
 

@@ -90,7 +90,7 @@ FOLDERS = {
     ),
     "a text called .jpg": (
         lambda: Path("images/train/cat/x.jpg").write_text("hello"),
-        "image images/train/cat/x.jpg cannot be read (it is no image): replace or remove it",
+        "image images/train/cat/x.jpg cannot be read (it is not an image): replace or remove it",
     ),
     "no folder train": (
         lambda: rmtree("images/train"),
@@ -254,4 +254,4 @@ def test_a_large_image_that_is_damaged(large_images, monkeypatch):
     """Found by a worker, in the first epoch or before it."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     Path("images/val/dog/1.png").write_bytes(b"no image")
-    assert_refused("image images/val/dog/1.png cannot be read (it is no image): replace or remove it", "large.yaml")
+    assert_refused("image images/val/dog/1.png cannot be read (it is not an image): replace or remove it", "large.yaml")

@@ -278,9 +278,9 @@ MISTAKES = {
     "an empty config": (["fit", "--config", "empty.yaml"], "config empty.yaml is empty; see ndkd configs digits/kd"),
     "a config that is no text": (
         ["fit", "--config", "binary.yaml"],
-        "config binary.yaml is no text file; give a YAML file",
+        "config binary.yaml is not a text file; give a YAML file",
     ),
-    "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is no YAML: while parsing"),
+    "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is not valid YAML: while parsing"),
     "unknown key": (
         ["fit", "--config", "unknown.yaml"],
         "there is no entry modle.a; see ndkd fit --print_config for those that exist",
@@ -330,11 +330,11 @@ MISTAKES = {
     ),
     "no checkpoint of a run": (
         ["test", "--config", "configs/digits/kd++.yaml", "--ckpt_path", "plain.pth"],
-        "checkpoint plain.pth is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint",
+        "checkpoint plain.pth was not written by ndkd fit; give plain weights as model.init_args.student.checkpoint",
     ),
     "no checkpoint at all": (
         ["test", "--config", "configs/digits/kd++.yaml", "--ckpt_path", "unknown.yaml"],
-        "checkpoint unknown.yaml is damaged or no checkpoint|checkpoint unknown.yaml is no plain weights file",
+        "checkpoint unknown.yaml is damaged, or not a checkpoint|checkpoint unknown.yaml is not a plain weights file",
     ),
     "no epoch": ([*KDPP, "--trainer.max_epochs=0"], "trainer.max_epochs: wanted at least 1, got 0"),
     "what the trainer refuses": ([*KDPP, "--trainer.max_epochs=-5"], "trainer.max_epochs: wanted at least 1, got -5"),

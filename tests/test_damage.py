@@ -327,7 +327,8 @@ def test_a_resume_sets_damaged_metrics_aside_and_keeps_the_rows_that_can_be_read
     status, _, err = ndkd(*COMMANDS["resume"])
     assert status == 0, err
     assert (
-        f"ndkd: {FOLDER}/metrics.csv is damaged: line 3 is no row of numbers; it is kept as metrics.csv.damaged2" in err
+        f"ndkd: {FOLDER}/metrics.csv is damaged: line 3 is not a row of numbers; it is kept as metrics.csv.damaged2"
+        in err
     )
     assert (run.path / "metrics.csv.damaged2").read_text() == damaged
     assert (run.path / "metrics.csv.damaged").read_text() == "of an earlier time"

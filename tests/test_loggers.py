@@ -259,7 +259,7 @@ def test_a_server_that_does_not_answer(tmp_path):
     made, said = done.stdout.split("\n", 1)
     assert made == "made"
     assert said.startswith("ndkd: W&B could not be reached (")
-    assert "the run goes on offline. To upload it later: wandb sync digits/kd++/wandb/offline-run-*" in said
+    assert "the run continues offline. To upload it later: wandb sync digits/kd++/wandb/offline-run-*" in said
     assert len(list(tmp_path.glob("digits/kd++/wandb/offline-run-*/*.wandb"))) == 1
 
 

@@ -88,7 +88,7 @@ def test_a_pipe_instead_of_a_file_to_read(folder):
     for name in ("p.json", "p.npz"):
         os.mkfifo(name)
         assert refusal(read_class_means, name) == f"class means {name}: wanted a file"
-    assert "no ordinary file" in refusal(read_split, Path("p.json"), None, "train")
+    assert "not an ordinary file" in refusal(read_split, Path("p.json"), None, "train")
 
 
 # ---- teachers and classes --------------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ def test_a_configuration_given_trusts_its_very_names_only(place):
     spoil_checkpoint(name="torch.nn.functional:relu")
     assert_refused(*EXPORT, "--config", "mine.yaml")
     Path("mine.yaml").write_bytes(b"\xff\xfe: [")
-    assert_refused(*EXPORT, "--config", "mine.yaml", word="config mine.yaml is no YAML file")
+    assert_refused(*EXPORT, "--config", "mine.yaml", word="config mine.yaml is not a YAML file")
 
 
 @pytest.mark.parametrize(

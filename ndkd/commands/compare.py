@@ -37,7 +37,7 @@ def compare(
 ) -> int:
     """Train what is not trained yet, and write ``results.csv``, ``results.md`` and the pictures.
 
-    A finished run is not repeated, one that was cut short goes on. Every run is an ordinary ``ndkd fit`` in a process
+    A finished run is not repeated, an interrupted one is resumed. Every run is an ordinary ``ndkd fit`` in a process
     of its own; where there are several GPUs and ``jobs``, each has one of them. A run without a teacher is given the
     class means of the others' teacher, to measure its angles.
 
@@ -78,7 +78,7 @@ def compare(
             print(shlex.join(["ndkd", *fit.command]))
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    stop.advice = lambda: "the same command goes on"
+    stop.advice = lambda: "the same command resumes"
     with locked(out, "out", "choose another --out DIR"):
         run_fits(before, 1, out)
         if first and first.error:

@@ -141,12 +141,14 @@ def read_run(checkpoint: Path) -> tuple[dict, Run]:
     content, run = read_checkpoint(checkpoint), Run.of_checkpoint(checkpoint)
     student = Known.of(content).student
     if not {"name", "classifier"} <= student.keys():
-        raise NdkdError(f"checkpoint {checkpoint} is none of ndkd fit's: it does not say how its student is built")
+        raise NdkdError(
+            f"checkpoint {checkpoint} was not written by ndkd fit: it does not say how its student is built"
+        )
     if str((student["classifier"] or [""])[:1]).startswith("['roi_heads."):
         raise NdkdError(f"checkpoint {checkpoint} is of a detector, {student['name']}; only classifiers are exported")
     check_run_checkpoint(content, checkpoint)
     if run is None:
-        raise NdkdError(f"checkpoint {checkpoint} lies in no run folder, whose config.yaml would say on which images")
+        raise NdkdError(f"checkpoint {checkpoint} is not in a run folder, whose config.yaml would say on which images")
     return content, run
 
 

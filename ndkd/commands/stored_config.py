@@ -26,7 +26,7 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     if not Path(checkpoint[-1]).is_file():
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not exist; correct --ckpt_path")
     if run is None:
-        raise NdkdError(f"checkpoint {checkpoint[-1]} does not lie in a run folder: give its --config FILE too")
+        raise NdkdError(f"checkpoint {checkpoint[-1]} is not in a run folder: give its --config FILE too")
     config = run.read_config()
     if isinstance(config.get("trainer"), dict):
         config["trainer"]["logger"] = False  # what is measured afterwards is printed

@@ -17,8 +17,8 @@ def table(files: list[Path]) -> None:
         files: the first configuration of the first is what the others are compared with.
 
     Raises:
-        NdkdError: a file that is none of ``ndkd compare``, a run that is there twice, results that do not belong in
-            one table.
+        NdkdError: a file that was not written by ``ndkd compare``, a run that is there twice, results that do not
+            belong in one table.
     """
     parts = {file: read_results(file) for file in files}
     runs = pd.concat(parts.values(), ignore_index=True)
@@ -41,7 +41,9 @@ def read_results(file: Path) -> pd.DataFrame:
     try:
         runs = pd.read_csv(file)
     except (ValueError, UnicodeDecodeError) as error:
-        raise NdkdError(f"{file} is no CSV file: {str(error).strip()}; give a results.csv of ndkd compare") from error
+        raise NdkdError(
+            f"{file} is not a CSV file: {str(error).strip()}; give a results.csv of ndkd compare"
+        ) from error
     if missing := [name for name in NEEDED if name not in runs]:
         raise NdkdError(f"{file} has no column {shortened(missing)}; give a results.csv of ndkd compare")
     if runs.empty:

@@ -151,7 +151,8 @@ class TrainingCLI(LightningCLI):
         content = read_checkpoint(name)
         if not is_run_checkpoint(content):
             raise NdkdError(
-                f"checkpoint {name} is none of ndkd fit's; give plain weights as model.init_args.student.checkpoint"
+                f"checkpoint {name} was not written by ndkd fit; give plain weights as "
+                "model.init_args.student.checkpoint"
             )
         check_run_checkpoint(content, name)
         if self.subcommand != "fit" and "name" in student:  # its weights and normalisation are in the checkpoint

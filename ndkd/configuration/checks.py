@@ -91,7 +91,7 @@ def read_text(config: Path) -> str:
     try:
         text = config.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise NdkdError(f"config {config} is no text file; give a YAML file") from error
+        raise NdkdError(f"config {config} is not a text file; give a YAML file") from error
     except OSError as error:
         raise NdkdError(f"config {config} cannot be read: {error.strerror}; see its permissions") from error
     if not text.strip():
@@ -114,7 +114,7 @@ def check_text(text: str, where: str) -> yaml.Node:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         why = " ".join(str(error).split())
-        raise NdkdError(f"{where} is no YAML: {why}") from error
+        raise NdkdError(f"{where} is not valid YAML: {why}") from error
     if root is None:
         raise NdkdError(f"{where} has no entry; see ndkd configs digits/kd++.yaml for one that has")
     _count(root, where, {}, ())

@@ -23,7 +23,7 @@ def check_archive(archive: Path, folder: Path, largest: int = LARGEST) -> None:
         with tarfile.open(archive) as tar:
             _check_members(tar, str(archive), free, largest)
     except (tarfile.TarError, EOFError) as error:
-        raise NdkdError(f"archive {archive} is damaged ({words_of(error)}): get it anew") from error
+        raise NdkdError(f"archive {archive} is damaged ({words_of(error)}): download it again") from error
 
 
 def _check_members(tar: tarfile.TarFile, name: str, free: int, largest: int) -> int:
@@ -32,7 +32,7 @@ def _check_members(tar: tarfile.TarFile, name: str, free: int, largest: int) -> 
     for member in tar:
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-            kind = "leads out of its folder" if member.isfile() or member.isdir() else "is no ordinary file"
+            kind = "leads out of its folder" if member.isfile() or member.isdir() else "is not an ordinary file"
             raise NdkdError(f"archive {name}: {member.name!r} {kind}; it is not unpacked")
         if member.size > largest:
             raise NdkdError(f"archive {name}: {member.name!r} has {_gb(member.size)}; it is not unpacked")

@@ -113,11 +113,11 @@ def read_split(file: Path, folder: Path | None, name: str) -> Split:
     """
     try:
         if file.exists() and not file.is_file():  # reading a pipe would wait for ever
-            raise OSError(0, "no ordinary file")
+            raise OSError(0, "not an ordinary file")
         content = file.read_bytes()
         tables = json.loads(content)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or f"no JSON: {error}"
+        why = getattr(error, "strerror", None) or f"not JSON: {error}"
         raise NdkdError(f"{file} cannot be read ({why}): set data.init_args.{name} to a file like COCO's") from error
     categories, images, annotations = (_by_id(file, tables, kind) for kind in FIELDS)
     folder = Path(folder or file.parent.parent / file.stem.removeprefix("instances_"))

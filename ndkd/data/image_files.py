@@ -152,7 +152,7 @@ def _images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> It
         skipped: pictures that are not read are added.
 
     Raises:
-        NdkdError: a folder of two classes, or something with the name of an image that is no ordinary file.
+        NdkdError: a folder of two classes, or something with the name of an image that is not an ordinary file.
     """
     real = os.path.realpath(folder)
     above = {str(parent) for parent in (Path(real), *Path(real).parents, *Path(os.path.abspath(folder)).parents)}
@@ -176,7 +176,7 @@ def _images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> It
                 skipped.add(entry.name)
                 continue
             if not entry.is_file():  # reading a pipe would wait for ever
-                raise NdkdError(f"image {entry.path} is no ordinary file: replace or remove it")
+                raise NdkdError(f"image {entry.path} is not an ordinary file: replace or remove it")
             yield os.fsencode(entry.path)
 
 
@@ -192,7 +192,7 @@ def open_image(path: bytes) -> Iterator[Image.Image]:
             yield image
     # of damaged files, and of images that are too large
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        why = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
         raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it") from error
 
 

@@ -209,7 +209,7 @@ def _rows(labels: Path) -> list[dict[str, str]]:
         with labels.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise NdkdError(f"labels {labels} is no CSV file: {error}; save it as CSV in UTF-8") from error
+        raise NdkdError(f"labels {labels} is not a CSV file: {error}; save it as CSV in UTF-8") from error
     found = [name for name in (rows[0] if rows else ()) if name]
     if missing := [name for name in COLUMNS[:2] if name not in found]:
         raise NdkdError(f"labels {labels} has no column {' and '.join(missing)}, it has {', '.join(found) or 'no row'}")

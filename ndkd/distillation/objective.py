@@ -196,7 +196,7 @@ def check_names(names: Iterable[str]) -> None:
     taken = {*dir(Objective), "inputs", "terms", "training", "loss", "lr"}  # train/loss is the sum of all terms
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d][\w+-]*", name) or name in taken:
-            why = "is taken" if name in taken else "is no word"
+            why = "is taken" if name in taken else "is not a word"
             raise NdkdError(f"losses: {name!r} {why}; name the term otherwise, for example kd")
 
 

@@ -51,10 +51,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds a {found[1]}" if found else "it cannot be unpickled"
-        raise NdkdError(f"checkpoint {path} is no plain weights file: {why}. Save its state_dict() instead") from error
+        raise NdkdError(
+            f"checkpoint {path} is not a plain weights file: {why}. Save its state_dict() instead"
+        ) from error
     except Exception as error:  # damaged bytes raise errors of many kinds
         why = f"{type(error).__name__} {error}".splitlines()[0]
-        raise NdkdError(f"checkpoint {path} is damaged or no checkpoint: {why}") from error
+        raise NdkdError(f"checkpoint {path} is damaged, or not a checkpoint: {why}") from error
     if wrong:
         raise NdkdError(f"checkpoint {path} is damaged: {wrong} has other bytes than were written; {TAKE_ANOTHER}")
     if not isinstance(content, dict):

@@ -74,7 +74,9 @@ def check_run_checkpoint(content: dict[str, Any], path: str | Path) -> None:
             value = holder.get(name) if isinstance(holder, dict) else holder
             if not isinstance(value, wanted):
                 what = "is missing" if value is None else f"is a {type(value).__name__}"
-                raise NdkdError(f"checkpoint {path} is damaged or none of ndkd fit's: {name} {what}; {TAKE_ANOTHER}")
+                raise NdkdError(
+                    f"checkpoint {path} is damaged, or was not written by ndkd fit: {name} {what}; {TAKE_ANOTHER}"
+                )
     names = content["hyper_parameters"].get("class_names") or []
     texts = [*(student.get("classifier") or []), *(student.get("taps") or []), *names]
     mean, std = (student.get(name) or [] for name in ("mean", "std"))
@@ -88,5 +90,5 @@ def check_run_checkpoint(content: dict[str, Any], path: str | Path) -> None:
     )
     if not is_right:
         raise NdkdError(
-            f"checkpoint {path} is damaged or none of ndkd fit's: an entry has the wrong type; {TAKE_ANOTHER}"
+            f"checkpoint {path} is damaged, or was not written by ndkd fit: an entry has the wrong type; {TAKE_ANOTHER}"
         )

@@ -318,7 +318,7 @@ def test_a_kill_ends_the_runs_and_leaves_the_table(teacher, monkeypatch, number,
     said = process.stderr.read()
     assert all(gone(fit, within=10) for fit in calls()["process"]), "a run goes on by itself"
     if number != signal.SIGKILL:
-        assert said.splitlines()[-1] == "ndkd: stopped; the same command goes on"
+        assert said.splitlines()[-1] == "ndkd: stopped; the same command resumes"
         assert "Traceback" not in said
         assert list(results()["state"]) == ["running", "running"]
     Path("slow").unlink()
@@ -353,7 +353,7 @@ BAD = {
         "kd,longer is DigitsDataModule, val_size 200, 90 epochs, student DigitsDataModule, val_size 200, "
         "120 epochs: results of two protocols do not belong in one table; compare them apart",
     ),
-    "no YAML": (["broken.yaml"], "config broken.yaml is no YAML"),
+    "no YAML": (["broken.yaml"], "config broken.yaml is not valid YAML"),
     "an unknown entry": (
         ["wrong.yaml"],
         "configuration wrong: there is no entry trainer.max_epoch; see ndkd fit --print_config",

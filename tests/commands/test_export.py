@@ -306,9 +306,12 @@ def files():
 
 MISTAKES = {
     "no checkpoint": (["no.ckpt"], "checkpoint no.ckpt does not exist; train it first"),
-    "plain weights": (["plain.pth"], "checkpoint plain.pth is none of ndkd fit's: it does not say how its student is"),
+    "plain weights": (
+        ["plain.pth"],
+        "checkpoint plain.pth was not written by ndkd fit: it does not say how its student is",
+    ),
     "garbage": (["garbage.ckpt"], "checkpoint garbage.ckpt is (damaged|no plain weights)"),
-    "outside a run": (["alone.ckpt"], "checkpoint alone.ckpt lies in no run folder, whose config.yaml would say"),
+    "outside a run": (["alone.ckpt"], "checkpoint alone.ckpt is not in a run folder, whose config.yaml would say"),
     "a detector": (["detector.ckpt"], "checkpoint detector.ckpt is of a detector, detector/resnet18; only classifiers"),
     "out exists": (["--out=there/model.pt"], "out there/model.pt: there/model.pt exists; choose a new folder"),
     "out is a folder": (["--out=there"], "out there is a folder: name a file in it, for example there/model.pt"),

@@ -65,7 +65,7 @@ LONGER, VALIDATED = (
 BAD = {
     "no file": (["nowhere.csv"], "nowhere.csv does not exist; give a results.csv of ndkd compare"),
     "another file": (["other.csv"], "other.csv has no column config, control, seed, state and 5 more; give a results"),
-    "no text": (["binary.csv"], "binary.csv is no CSV file: "),
+    "no text": (["binary.csv"], "binary.csv is not a CSV file: "),
     "nothing in it": (["empty.csv"], "empty.csv has no rows; give a results.csv of ndkd compare"),
     "words for numbers": (
         ["words.csv"],

@@ -36,9 +36,9 @@ def archive(*members, inner=False):
         (("../x", 1), "leads out of its folder"),
         (("a/../../x", 1), "leads out of its folder"),
         (("/x", 1), "leads out of its folder"),
-        (("x", tarfile.SYMTYPE), "is no ordinary file"),
-        (("x", tarfile.LNKTYPE), "is no ordinary file"),
-        (("x", tarfile.FIFOTYPE), "is no ordinary file"),
+        (("x", tarfile.SYMTYPE), "is not an ordinary file"),
+        (("x", tarfile.LNKTYPE), "is not an ordinary file"),
+        (("x", tarfile.FIFOTYPE), "is not an ordinary file"),
         (("x", 20_000), "has 0.0 GB"),
     ],
 )

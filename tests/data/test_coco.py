@@ -294,7 +294,7 @@ def test_crowds_may_have_any_numbers(root):
     assert by_id(prepared(root).val_dataloader())[900][1]["boxes"][1].tolist() == [100, 100, 100, 97]
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "No such file or directory"), ("{", "no JSON: .*")])
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file or directory"), ("{", "not JSON: .*")])
 def test_no_json(root, content, why):
     file = root / "annotations" / "instances_val.json"
     file.unlink()

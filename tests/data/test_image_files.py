@@ -52,7 +52,7 @@ def test_a_class_folder_that_is_a_link(images):
 
 def test_a_pipe_is_no_image(images):
     os.mkfifo("train/a/2.png")
-    message = "image train/a/2.png is no ordinary file: replace or remove it"
+    message = "image train/a/2.png is not an ordinary file: replace or remove it"
     assert refusal(find_images, images) == message
     Path("train/a/2.png").unlink()
     Path("train/a/2.png").symlink_to("nowhere.png")

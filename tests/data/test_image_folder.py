@@ -308,7 +308,7 @@ def test_a_corrupt_file_is_named(root, content, num_workers, monkeypatch):
     whole_file = file.read_bytes()
     file.unlink()
     file.write_bytes(whole_file[:-40] if content is None else content)
-    why = "[^()]*truncated[^()]*.*" if content is None else "it is no image"
+    why = "[^()]*truncated[^()]*.*" if content is None else "it is not an image"
     data = prepared(root, batch_size=3, num_workers=num_workers)  # nobody is left over
     for loader in (data.train_dataloader(), data.class_mean_dataloader()):
         with pytest.raises(NdkdError, match=rf"\Aimage {file} cannot be read \({why}\): replace or remove it\Z"):

@@ -195,7 +195,7 @@ def test_a_list_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(NdkdError, match="labels.csv does not exist; give a CSV file with the columns file and label$"):
         find_images(tmp_path, tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe,x\n")
-    with pytest.raises(NdkdError, match="labels.csv is no CSV file: .*; save it as CSV in UTF-8$"):
+    with pytest.raises(NdkdError, match="labels.csv is not a CSV file: .*; save it as CSV in UTF-8$"):
         find_images(tmp_path, tmp_path / "labels.csv")
 
 

@@ -117,7 +117,7 @@ def test_an_objective_reads_as_a_sum(terms):
         ({"ce": LossTerm(nn.CrossEntropyLoss())}, "loss ce: CrossEntropyLoss does not say its inputs; set losses.ce"),
         ({"ce": LossTerm(nn.MSELoss(), inputs=["target", "target"])}, "no loss reads anything of the student"),
         ({"build": LossTerm(KDLoss())}, "losses: 'build' is taken; name the term otherwise"),
-        ({"a b": LossTerm(KDLoss())}, "losses: 'a b' is no word; name the term otherwise"),
+        ({"a b": LossTerm(KDLoss())}, "losses: 'a b' is not a word; name the term otherwise"),
     ],
 )
 def test_an_objective_that_is_none(losses, message):

@@ -167,7 +167,7 @@ def save_pickle(content, path):
 def test_code_in_a_file_is_not_run(refused, tmp_path, save):
     path, folder = tmp_path / "weights.pth", tmp_path / "evil"
     save({"a": 1, "b": Evil(folder)}, path)
-    with refused(f"checkpoint {path} is no plain weights file: ", ""):
+    with refused(f"checkpoint {path} is not a plain weights file: ", ""):
         read_checkpoint(path)
     assert not folder.exists()
 
@@ -188,7 +188,7 @@ def test_the_evil_file_works(tmp_path):
 def test_objects_in_a_file(refused, tmp_path, content, culprit):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
-    with refused(f"checkpoint {path} is no plain weights file: ", "Save its state_dict() instead") as error:
+    with refused(f"checkpoint {path} is not a plain weights file: ", "Save its state_dict() instead") as error:
         read_checkpoint(path)
     assert culprit in str(error.value)
     assert "\x1b" not in str(error.value)
@@ -233,7 +233,7 @@ def test_zip_of_something_else(refused, tmp_path):
     path = tmp_path / "weights.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("notes.txt", "hello")
-    with refused(f"checkpoint {path} is damaged or no checkpoint: ", ""):
+    with refused(f"checkpoint {path} is damaged, or not a checkpoint: ", ""):
         read_checkpoint(path)
 
 
