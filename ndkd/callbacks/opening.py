@@ -28,4 +28,4 @@ def described(data: Any) -> str:
     sizes = data.sizes
     chosen_on = " (= test)" if data.validates_on_test else ""
     numbers = f"{sizes['train']:,} images, {data.num_classes:,} classes, validation {sizes['val']:,}{chosen_on}"
-    return "; ".join([numbers, *data.remarks])
+    return "; ".join([numbers, *getattr(data, "remarks", ())])
