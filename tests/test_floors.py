@@ -121,7 +121,9 @@ def test_the_module_names_no_concrete_loss():
     assert not [name for name in vars(ndkd.losses) if name.lower().endswith("loss") and name in text]
 
 
-@pytest.mark.parametrize(("module", "heavy"), [("ndkd.cli", "torch"), ("ndkd.losses", "torchvision")])
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("ndkd.cli", "torch"), ("ndkd.losses", "torchvision"), ("ndkd.distillation", "lightning")]
+)
 def test_a_light_module_loads_nothing_heavy(module, heavy):
     code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

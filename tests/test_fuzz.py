@@ -17,7 +17,11 @@ from tests.mutations import mutation
 
 WIDTHS = {"widths": [4, 4, 4, 4]}
 MODEL = {"name": "cifar/resnet8", "kwargs": WIDTHS}
-CONFIGS = {"digits/kd++.yaml": 10, "cifar_r56_r20.yaml": 3, "imagefolder.yaml": 3}  # and the number of classes
+CONFIGS = {
+    "digits/kd++.yaml": 10,
+    "cifar100/r56_r20/kd++.yaml": 3,
+    "imagefolder/kd++.yaml": 3,
+}  # and the number of classes
 ONE_STEP = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
@@ -54,9 +58,10 @@ def small(name):
     """A shipped configuration with its files in it, on tiny models and images."""
 
     def read(value):
-        return yaml.safe_load((REPOSITORY / "configs" / value).read_text()) if isinstance(value, str) else value
+        return yaml.safe_load((folder / value).read_text()) if isinstance(value, str) else value
 
-    config = read(name)
+    folder = REPOSITORY / "configs" / Path(name).parent
+    config = read(Path(name).name)
     options, data = config["model"]["init_args"], read(config["data"])
     taps = {"taps": ["layer1", "layer2"]} if "taps" in options["student"] else {}
     options["student"] = MODEL | taps

@@ -400,7 +400,7 @@ def test_a_worker_that_hangs_is_not_waited_for():
 
 
 def test_workers_end_with_their_parent():
-    code = "import multiprocessing as m, os, time; from test_stopping import hangs; "
+    code = "import multiprocessing as m, os, time; from tests.test_stopping import hangs; "
     code += "p = m.get_context('fork').Process(target=hangs); p.start(); print(p.pid, flush=True); time.sleep(60)"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

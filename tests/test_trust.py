@@ -259,10 +259,10 @@ class Touch:
 def test_a_pickle_that_runs_code(entry, place):
     torch.save({"state_dict": Touch()}, "given.pth")
     given = [f"--model.init_args.{entry}.checkpoint=given.pth", "--run_dir=run"]
-    assert_refused("fit", "--config", "configs/digits/kd.yaml", *given, word="no plain weights file")
+    assert_refused("fit", "--config", "configs/digits/kd.yaml", *given, word="not a plain weights file")
     shutil.copy("given.pth", LAST)
     for command in (EXPORT, *MEASURE.values(), ["report", TEACHER]):
-        assert_refused(*command, word="no plain weights file")
+        assert_refused(*command, word="not a plain weights file")
 
 
 # ---- what is trusted -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from ndkd.data.base import HasSizes
+from ndkd.data.base import HasRemarks, HasSizes
 
 
 class Opening(L.Callback):
@@ -28,4 +28,4 @@ def described(data: Any) -> str:
     sizes = data.sizes
     chosen_on = " (= test)" if data.validates_on_test else ""
     numbers = f"{sizes['train']:,} images, {data.num_classes:,} classes, validation {sizes['val']:,}{chosen_on}"
-    return "; ".join([numbers, *getattr(data, "remarks", ())])
+    return "; ".join([numbers, *(data.remarks if isinstance(data, HasRemarks) else ())])

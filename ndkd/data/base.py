@@ -77,6 +77,13 @@ class HasSizes(Protocol):
 
 
 @runtime_checkable
+class HasRemarks(Protocol):
+    """What else to say of the images in that line: how they lay there, what was left out."""
+
+    remarks: Sequence[str]
+
+
+@runtime_checkable
 class HasFiles(Protocol):
     """The files of the images that ``ndkd predict`` passes over, in order."""
 

@@ -310,7 +310,7 @@ MISTAKES = {
         ["plain.pth"],
         "checkpoint plain.pth was not written by ndkd fit: it does not say how its student is",
     ),
-    "garbage": (["garbage.ckpt"], "checkpoint garbage.ckpt is (damaged|no plain weights)"),
+    "garbage": (["garbage.ckpt"], "checkpoint garbage.ckpt is (damaged|not a plain weights)"),
     "outside a run": (["alone.ckpt"], "checkpoint alone.ckpt is not in a run folder, whose config.yaml would say"),
     "a detector": (["detector.ckpt"], "checkpoint detector.ckpt is of a detector, detector/resnet18; only classifiers"),
     "out exists": (["--out=there/model.pt"], "out there/model.pt: there/model.pt exists; choose a new folder"),
@@ -423,7 +423,7 @@ def test_data_that_is_not_there(run_of):
     data = {"class_path": "InMemoryImageFolderDataModule", "init_args": {"root": "nowhere"}}
     run = run_of(config={"data": data})
     line = refused(run.checkpoint("last"), "--out", run.path / "x.safetensors")
-    assert line.startswith("there is no folder nowhere/train")
+    assert line.startswith("there is no folder nowhere: wanted nowhere/train/CLASS/IMAGE.jpg")
 
 
 def test_data_of_an_unknown_class(run_of):
