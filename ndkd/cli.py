@@ -76,7 +76,10 @@ def _run(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise NdkdError(f"unknown command {command!r}; {suggestion(command, list(COMMANDS))} See ndkd --help")
-    if command in PARSERS:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # one's own package is found, as with python -m; it hides nobody else's
+    is_of_photos = any(word.partition("=")[0] == "--images" for word in arguments)
+    if command in PARSERS and (command != "predict" or is_of_photos):
         return run_tool(command, arguments[1:])
     return run_training(command, arguments)
 
@@ -97,6 +100,8 @@ def run_training(command: str, arguments: list[str]) -> int:
                                               with -seedN for a seed other than 0
       --seed_everything N                     seed of weights, order and augmentation (default 0)
       --print_config                          print the resolved configuration and stop
+      --images PATH                           predict alone, with --ckpt_path FILE: new photos, a folder or one file,
+                                              to a CSV file; see ndkd predict --images --help
 
     Every entry of a configuration is an option too, for example:
       --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
@@ -172,11 +177,21 @@ def add_configs(add: Callable[..., Any]) -> None:
     add("name", nargs="?", metavar="NAME", help="print this one, as a file that stands alone; a folder: list it")
 
 
+def add_predict(add: Callable[..., Any]) -> None:
+    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="of a run, for example RUN/checkpoints/best.ckpt")
+    add("--images", type=Path, required=True, metavar="PATH", help="a folder of photos, searched through, or one photo")
+    add("--out", type=Path, metavar="FILE", help="CSV (default: predictions_of_NAME.csv in the run folder)")
+    add("--on_error", choices=["stop", "skip"], default="stop", help="at a photo that cannot be read")
+    trusted = "build what the run names in your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
+    add("--trust", action="append", default=[], metavar="PACKAGE", help=trusted)
+
+
 PARSERS = {
     "compare": add_compare,
     "table": add_table,
     "report": add_report,
     "export": add_export,
+    "predict": add_predict,
     "configs": add_configs,
 }
 

@@ -49,7 +49,7 @@ def test_help_names_every_command_and_only_options_that_exist(workplace):
     _, page, _ = ndkd("fit", "--help")
     _, everything, _ = ndkd("fit", "--help-all")
     _, module, _ = ndkd("fit", "--model.help", "DistillationModule")
-    for option in set(re.findall(r"--([\w.]+)", page)) - {"help", "model.help", "OPTION", "trust"}:
+    for option in set(re.findall(r"--([\w.]+)", page)) - {"help", "model.help", "OPTION", "trust", "images"}:
         if option.startswith("model.init_args"):
             assert f"\n  {option.split('.')[2]} " in module, option
         elif not option.startswith("data.init_args"):
@@ -476,3 +476,17 @@ def test_a_failed_start_leaves_the_folder_free(workplace):
     run.update_status(state="failed")
     assert ndkd(*KDPP, *SHORT, "--run_dir=free", "--trainer.max_epochs=1")[0] == 0
     assert json.loads((run.path / "status.json").read_text())["state"] == "finished"
+
+
+def test_ones_own_package_in_the_working_folder_is_found(tmp_path):
+    """By the command that pip installs, whose own folder Python would look in."""
+    (tmp_path / "my_models.py").write_text(
+        "from ndkd.models import build_model\n\n\ndef build(num_classes):\n    1 / 0\n"
+    )
+    (tmp_path / "torch.py").write_text("raise SystemExit('not this one')\n")
+    options = ["--config", "digits/student.yaml", "--model.init_args.student.name", "my_models:build"]
+    code = f"import sys; sys.path.remove(''); from ndkd.cli import main; sys.exit(main(['fit', *{options}]))"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("ndkd: model my_models:build: ZeroDivisionError: division by zero\n")

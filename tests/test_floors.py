@@ -16,13 +16,13 @@ FILES = {
 }
 # from the ground up; a file may import what lies on its own floor or below
 FLOORS = [
-    {"ndkd", "ndkd.errors", "ndkd.seeds", "ndkd.stopping", "ndkd.schedules"},
+    {"ndkd.errors", "ndkd.seeds", "ndkd.stopping", "ndkd.schedules"},
     {"ndkd.configuration", "ndkd.files", "ndkd.lock", "ndkd.losses", "ndkd.models.output"},
     {"ndkd.runs", "ndkd.run_checks", "ndkd.models", "ndkd.data"},
     {"ndkd.distillation", "ndkd.trust"},
-    {"ndkd.callbacks", "ndkd.loggers", "ndkd.analysis"},
+    {"ndkd.callbacks", "ndkd.loggers", "ndkd.analysis", "ndkd.classifier"},
     {"ndkd.commands"},
-    {"ndkd.cli"},
+    {"ndkd", "ndkd.cli"},
     {"ndkd.__main__"},
 ]
 # what else than the standard library the files under a name may import
@@ -47,6 +47,7 @@ PACKAGES = {
     "ndkd.distillation.coco_ap": {"pycocotools"},
     "ndkd.callbacks": {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL", "yaml"},
     "ndkd.loggers": {"lightning", "wandb"},
+    "ndkd.classifier": {"torch", "PIL"},
     "ndkd.analysis": {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
     "ndkd.commands": {"torch", "numpy", "pandas", "matplotlib", "tqdm", "yaml", "jinja2", "lightning"},
     "ndkd.commands.compare_tables": {"pandas", "scipy"},

@@ -4,11 +4,12 @@ Any ``LightningDataModule`` will do. The protocols say what is asked of it beyon
 optional and by whom it is asked for; ``docs/extending.md`` has a worked example.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as L
+from torch import Tensor
 
 
 @runtime_checkable
@@ -81,6 +82,14 @@ class HasRemarks(Protocol):
     """What else to say of the images in that line: how they lay there, what was left out."""
 
     remarks: Sequence[str]
+
+
+@runtime_checkable
+class HasTransform(Protocol):
+    """What becomes of a photo, a PIL image, before it is evaluated: bytes (c, h, w), for ``predict --images``."""
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]: ...
 
 
 @runtime_checkable

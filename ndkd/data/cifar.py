@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
+from torchvision.transforms import v2
 
 from ndkd.data.in_memory import InMemoryDataModule, Split
+from ndkd.data.transforms import InRGB, Pixels
 from ndkd.errors import NdkdError
 
 
@@ -57,6 +59,11 @@ class CIFAR10DataModule(InMemoryDataModule):
         if damaged:
             return f"{damaged[0]} is damaged"
         return f"{unpacked} is incomplete" if there else f"neither {archive} nor {unpacked} is there"
+
+    @property
+    def transform(self) -> v2.Compose:
+        """What becomes of a photo: an image of the set's size."""
+        return v2.Compose([InRGB(upright=True), v2.Resize(self.image_shape[1:]), Pixels()])
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:

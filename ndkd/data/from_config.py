@@ -16,8 +16,8 @@ from ndkd.errors import NdkdError
 DATA_MODULES = [name for name in vars(ndkd.data) if name.endswith("DataModule")]
 
 
-def configured(config: dict[str, Any]) -> L.LightningDataModule:
-    """Make the DataModule that the ``data`` entry of a run's config.yaml names, ready to evaluate on.
+def made(config: dict[str, Any]) -> L.LightningDataModule:
+    """Make the DataModule that the ``data`` entry of a run's config.yaml names; its images need not be there.
 
     Raises:
         NdkdError: a class that is not there (any more), or options that it does not take.
@@ -25,9 +25,18 @@ def configured(config: dict[str, Any]) -> L.LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
     try:
-        data = parser.instantiate(parser.parse_object({"data": config})).data
+        return parser.instantiate(parser.parse_object({"data": config})).data
     except ArgumentError as error:
         raise NdkdError(one_line(str(error), {"data": DATA_MODULES})) from error
+
+
+def configured(config: dict[str, Any]) -> L.LightningDataModule:
+    """The same, ready to evaluate on.
+
+    Raises:
+        NdkdError: also for images that are not there.
+    """
+    data = made(config)
     data.prepare_data()
     data.setup("test" if has_test(data) else "validate")
     return data

@@ -99,6 +99,11 @@ class ImageFolderDataModule(DataModule):
         self.augmented = v2.Compose([*crop, *strong, Pixels(), *erasing(erase, self.mean, self.std)])
 
     @property
+    def transform(self) -> v2.Compose:
+        """What becomes of an image that is evaluated."""
+        return self.plain
+
+    @property
     def predict_files(self) -> list[str]:
         """The files of the test images, in order."""
         return [os.fsdecode(path) for path in self.splits["test"].paths]

@@ -6,11 +6,12 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from torchvision.transforms import v2
 
 from ndkd.data.image_files import ImageFiles, open_image
 from ndkd.data.in_memory import InMemoryDataModule, Split
 from ndkd.data.layouts import image_set
-from ndkd.data.transforms import InRGB
+from ndkd.data.transforms import InRGB, Pixels
 from ndkd.errors import NdkdError
 
 LEAST_STD = 1 / 255  # a step of brightness
@@ -50,6 +51,12 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         if image_size is not None and image_size < 1:
             raise NdkdError(f"image_size: wanted a number of pixels, got {image_size}")
         self.root, self.image_size = Path(root), image_size
+
+    @property
+    def transform(self) -> v2.Compose:
+        """What becomes of an image."""
+        size = self.image_size and (self.image_size, self.image_size)
+        return v2.Compose([InRGB(upright=True), *([v2.Resize(size)] if size else []), Pixels()])
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

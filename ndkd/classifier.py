@@ -1,0 +1,137 @@
+"""The student of a run, for photos that it has not seen."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ndkd.data.base import HasTransform
+from ndkd.data.from_config import made
+from ndkd.data.image_files import open_image
+from ndkd.errors import NdkdError
+from ndkd.models import FeatureExtractor, ModelConfig
+from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.run_checkpoint import Known, check_run_checkpoint
+from ndkd.runs import Run
+from ndkd.trust import Trust
+
+Photo = str | Path | Image.Image | Tensor
+
+
+class Prediction(NamedTuple):
+    """What a classifier makes of one photo.
+
+    Args:
+        name: of the likeliest class.
+        confidence: its probability, 0 to 1.
+        top: up to five classes and their probabilities, the likeliest first.
+    """
+
+    name: str
+    confidence: float
+    top: list[tuple[str, float]]
+
+
+class Classifier:
+    """A student with the names of its classes and the way from a photo to its input.
+
+    Args:
+        student: reads images (B, c, h, w) in [0, 1].
+        class_names: in the order of its logits.
+        transform: from a PIL image to bytes (c, h, w).
+
+    Example:
+        >>> classifier = load("runs/imagefolder/kd++")  # doctest: +SKIP
+        >>> classifier.predict(["a.jpg", "b.png"])[0].name  # doctest: +SKIP
+        'tulips'
+    """
+
+    def __init__(self, student: FeatureExtractor, class_names: Sequence[str], transform: Callable[[Any], Tensor]):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.student = student.eval().requires_grad_(False).to(self.device)
+        self.class_names, self.transform = tuple(class_names), transform
+
+    def predict(self, photos: Iterable[Photo], batch_size: int = 64) -> list[Prediction]:
+        """The classes of photos: files, PIL images, or tensors (c, h, w) that are ready, bytes or in [0, 1].
+
+        Args:
+            photos: any number, in order.
+            batch_size: most of them at once.
+
+        Raises:
+            NdkdError: names a file that cannot be read.
+        """
+        found: list[Prediction] = []
+        for batch in _batches((self._pixels(photo) for photo in photos), batch_size):
+            found += self._predicted(batch.to(self.device))
+        return found
+
+    @torch.no_grad()
+    def _predicted(self, images: Tensor) -> Iterator[Prediction]:
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        probability, index = self.student(images).logits.float().softmax(dim=1).sort(dim=1, descending=True)
+        for values, numbers in zip(probability[:, :5].tolist(), index[:, :5].tolist(), strict=True):
+            top = [(self.class_names[number], value) for number, value in zip(numbers, values, strict=True)]
+            yield Prediction(*top[0], top)
+
+    def _pixels(self, photo: Photo) -> Tensor:
+        if isinstance(photo, Tensor):
+            return photo
+        if isinstance(photo, Image.Image):
+            return self.transform(photo)
+        if not Path(photo).is_file():
+            raise NdkdError(f"image {photo} does not exist; correct the path")
+        with open_image(bytes(Path(photo))) as image:
+            return self.transform(image)
+
+
+def load(run: str | Path, checkpoint: str = "best", trust: Sequence[str] = ()) -> Classifier:
+    """The classifier of a run; neither its teacher nor its images need be there.
+
+    Args:
+        run: the run folder.
+        checkpoint: ``best`` or ``last``.
+        trust: packages of your own that the run may name, see ``ndkd.trust.Trust``.
+
+    Raises:
+        NdkdError: no such run or checkpoint, one of a detector, a name that is not trusted, data that does not say how
+            a photo becomes one of its images.
+    """
+    return of_checkpoint(Run.existing(run).checkpoint(checkpoint), trust)
+
+
+def of_checkpoint(file: Path, trust: Sequence[str] = ()) -> Classifier:
+    """The classifier in a checkpoint that lies in its run folder; errors as of ``load``."""
+    content, run, trusted = read_checkpoint(file), Run.of_checkpoint(file), Trust(trust)
+    known = Known.of(content)
+    if not known.student or known.num_classes is None:
+        raise NdkdError(f"checkpoint {file} was not written by ndkd fit: it does not say how its student is built")
+    check_run_checkpoint(content, file)
+    if any(".roi_heads." in key for key in content["state_dict"]):
+        raise NdkdError(f"checkpoint {file} is a detector's: ndkd predict without --images writes its detections")
+    if run is None:
+        raise NdkdError(f"checkpoint {file} is not in a run folder, whose config.yaml would say how images are read")
+    settings = run.read_config()
+    trusted.check_model(known.student, f"checkpoint {file}: student")
+    trusted.check_data(settings.get("data"), str(run.config))
+    data = made(settings["data"])
+    if not isinstance(data, HasTransform):
+        kind = type(data).__name__
+        raise NdkdError(f"{kind} does not say how a photo becomes one of its images: give it a transform")
+    student = ModelConfig(**{**known.student, "checkpoint": file}).build(known.num_classes, None, None)
+    return Classifier(student, known.class_names or [str(k) for k in range(known.num_classes)], data.transform)
+
+
+def _batches(images: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Batches of images that have one shape and type."""
+    while chunk := list(islice(images, size)):
+        start = 0
+        for place in range(1, len(chunk) + 1):
+            kind = (chunk[start].shape, chunk[start].dtype)
+            if place == len(chunk) or (chunk[place].shape, chunk[place].dtype) != kind:
+                yield torch.stack(chunk[start:place])
+                start = place
