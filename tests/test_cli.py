@@ -278,7 +278,7 @@ MISTAKES = {
     "an empty config": (["fit", "--config", "empty.yaml"], "config empty.yaml is empty; see ndkd configs digits/kd"),
     "a config that is no text": (
         ["fit", "--config", "binary.yaml"],
-        "config binary.yaml is not a text file; give a YAML file",
+        "config binary.yaml is not a text file in UTF-8; give a YAML file that is",
     ),
     "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is not valid YAML: while parsing"),
     "unknown key": (

@@ -12,7 +12,7 @@ import yaml
 
 from ndkd.commands.compare_figures import pictures
 from ndkd.commands.compare_jobs import Fit, run_fits
-from ndkd.commands.compare_plan import plan, read_sweep, teacher_fit, teacher_of
+from ndkd.commands.compare_plan import plan, read_sweep, teacher_fit, teacher_of, what_differs
 from ndkd.commands.compare_tables import as_table, write_tables
 from ndkd.commands.table import read_results
 from ndkd.commands.teacher_means import write_teacher_means
@@ -71,6 +71,8 @@ def compare(
     _check_results(out, fits[0])
     # a checkpoint without a status was put there by hand
     there = first and first.run.is_used and first.run.status().get("state", "finished") == "finished"
+    if first and there and first.run.config.is_file() and (found := what_differs(first)):
+        print(f"ndkd: the teacher's run {first.run.path} has {found}: it is used as it is", file=sys.stderr)
     before, left = [first] if first and not there else [], [fit for fit in fits if not fit.is_finished]
     if print_commands:
         give_class_means(left, fits, first, out, write=False)

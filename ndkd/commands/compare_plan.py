@@ -176,14 +176,20 @@ def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> No
 
 def _check_unchanged(fit: Fit) -> None:
     """Raise ``NdkdError`` if the folder holds a run of another configuration."""
+    if found := what_differs(fit):
+        raise NdkdError(f"{fit.run.path} has {found}: remove it or choose another --out DIR")
+
+
+def what_differs(fit: Fit) -> str | None:
+    """The first entry that a run was made with otherwise, in words; None if there is none."""
     kept = fit.run.read_config() if fit.run.is_used else {}
     now, before = ({**config, **_open_entries(config)} for config in (fit.config, kept))
     # without a teacher of its own a run uses the means for its statistics alone
     ignored = PLACES if teacher_of(fit.config) else (*PLACES, "class_means.file")
     for name, (value, old) in differences(now, before).items():
         if not name.startswith(ignored):
-            found = f"{str(old)[:100]}, not {str(value)[:100]}"
-            raise NdkdError(f"{fit.run.path} has {name} {found}: remove it or choose another --out DIR")
+            return f"{name} {str(old)[:100]}, not {str(value)[:100]}"
+    return None
 
 
 def _open_entries(config: dict[str, Any]) -> dict[str, str]:

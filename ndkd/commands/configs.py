@@ -1,8 +1,9 @@
 """``ndkd configs``: which configurations come with ndkd, and what stands in one."""
 
 import os
+import re
 import sys
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import yaml
@@ -11,11 +12,11 @@ from ndkd.configuration.checks import ENDINGS, OVERLAYS
 from ndkd.configuration.shipped import find_shipped, shipped_folder, shipped_names
 
 WIDTH = 46  # of the column of names
-END = "+ is an overlay, for --config after a configuration; one as a file of your own: ndkd configs NAME > mine.yaml"
+END = "+ is an overlay: give it after a configuration. For a copy of one to edit: ndkd configs NAME > mine.yaml"
 
 
 def configs(name: str | None = None) -> None:
-    """List the shipped configurations, each with what its first line says of it, or print one that stands alone.
+    """List the shipped configurations, each with what its first sentence says of it, or print one that stands alone.
 
     Args:
         name: of one, or of a folder that is to be listed.
@@ -43,7 +44,7 @@ def listing(names: list[str]) -> str:
         lines += [f"\n{dataset}"] if dataset else []
         for name in group:
             sign = "+" if {*Path(name).parts} & {*OVERLAYS} else " "
-            lines.append(f"{sign} {name:<{WIDTH}} {_first_line(name)}")
+            lines.append(f"{sign} {name:<{WIDTH}} {_first_sentence(name)}")
     return "\n".join([*lines, "", END, ""]).lstrip("\n")
 
 
@@ -83,7 +84,8 @@ def _place(name: str) -> tuple[str, bool, str]:
     return folders[0] if folders else "", bool({*folders} & {*OVERLAYS}), name
 
 
-def _first_line(name: str) -> str:
-    """What the comment says that a configuration begins with."""
-    with (shipped_folder() / name).open(encoding="utf-8") as file:
-        return file.readline().lstrip("# ").strip()
+def _first_sentence(name: str) -> str:
+    """What the comment says that a configuration begins with, up to its first stop."""
+    lines = (shipped_folder() / name).read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return re.split(r"(?<=[.:;]) ", comment)[0].rstrip(".:;")

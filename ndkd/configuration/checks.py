@@ -91,7 +91,7 @@ def read_text(config: Path) -> str:
     try:
         text = config.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise NdkdError(f"config {config} is not a text file; give a YAML file") from error
+        raise NdkdError(f"config {config} is not a text file in UTF-8; give a YAML file that is") from error
     except OSError as error:
         raise NdkdError(f"config {config} cannot be read: {error.strerror}; see its permissions") from error
     if not text.strip():

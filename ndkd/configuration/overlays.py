@@ -28,6 +28,8 @@ def with_merged_losses(arguments: list[str]) -> list[str]:
     words = _words(arguments)
     spelled = [_losses(value) if option in CONFIG else _entries(option, value) for option, value in words]
     places = [place for place, found in enumerate(spelled) if found]
+    if places:
+        _check_first(spelled[places[0]], _name(*words[places[0]]))
     if len(places) < 2 and not any(None in found.values() for found in spelled):
         return arguments
     terms: Terms = {}
@@ -42,6 +44,17 @@ def with_merged_losses(arguments: list[str]) -> list[str]:
         else:
             merged += [option] if value is None else [option, value]
     return merged
+
+
+def _check_first(terms: Terms, where: str) -> None:
+    """Raise ``NdkdError`` if the first terms of all are changes of others."""
+    for name, term in terms.items():
+        if term is None or isinstance(term, dict) and "loss" not in term:
+            what = "removes" if term is None else "changes"
+            raise NdkdError(
+                f"{where} {what} the loss term {name}, but no configuration before it has one: give it after the "
+                "configuration that it changes, or spell the term's loss"
+            )
 
 
 def merged_terms(before: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Terms:

@@ -48,7 +48,7 @@ class Skipped:
 
     >>> skipped = Skipped()
     >>> for name in ("a.heic", "b.HEIC", "c.gif", "notes.txt"):
-    ...     skipped.add(name)
+    ...     _ = skipped.add(name)
     >>> print(skipped)
     not read: 2 .heic (python -m pip install 'ndkd[heic]'), 1 .gif
     """
@@ -57,10 +57,11 @@ class Skipped:
     classes: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
-    def add(self, name: str) -> None:
-        """Count a file if it is a picture by its name."""
+    def add(self, name: str) -> bool:
+        """Count a file if it is a picture by its name; whether it is."""
         if (ending := os.path.splitext(name)[1].lower()) in OTHER_PICTURES:
             self.endings[ending] += 1
+        return ending in OTHER_PICTURES
 
     def __bool__(self) -> bool:
         return bool(self.endings or self.classes or self.unreadable)
@@ -71,7 +72,7 @@ class Skipped:
         if self.unreadable:
             found.append(f"{len(self.unreadable)} that cannot be read ({shortened(self.unreadable)})")
         if self.classes:
-            found.append(f"empty class folders {shortened(self.classes)}")
+            found.append(f"class folders without images: {shortened(self.classes)}")
         return f"not read: {', '.join(found)}"
 
 

@@ -71,7 +71,8 @@ def find_images(root: Path, labels: Path | None = None, skip_empty: bool = False
         NdkdError: no such folder or file, classes that differ between splits, a class without images.
     """
     if labels is not None:
-        return _listed(Path(labels), root)
+        beside = root / labels  # people name it as they see it there
+        return _listed(beside if beside.is_file() and not Path(labels).is_file() else Path(labels), root)
     if not root.is_dir():
         raise NdkdError(f"there is no folder {root}: wanted {root}/train/CLASS/IMAGE.jpg or {root}/CLASS/IMAGE.jpg")
     folders = split_folders(root)
@@ -182,12 +183,12 @@ def _listed(labels: Path, root: Path) -> Found:
         file = next((place for place in places if place.is_file()), None)
         if file is None:
             missing.append(row["file"])
-        elif not is_image(file.name):
-            skipped.add(file.name)
-        else:
+        elif is_image(file.name):
             paths, target = splits.setdefault(_split_named(row.get("split") or "train", labels), ([], []))
             paths.append(os.fsencode(file))
             target.append(index[row["label"]])
+        elif not skipped.add(file.name):
+            raise NdkdError(f"{labels}: {row['file']} is not an image by its name; correct or remove its line")
     if missing:
         raise NdkdError(
             f"{labels}: {len(missing)} of its files are not there: {shortened(missing)}; names count from {root}"
@@ -206,10 +207,12 @@ def _rows(labels: Path) -> list[dict[str, str]]:
     if not labels.is_file():
         raise NdkdError(f"labels {labels} does not exist; give a CSV file with the columns file and label")
     try:
-        with labels.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise NdkdError(f"labels {labels} is not a CSV file: {error}; save it as CSV in UTF-8") from error
+        text = labels.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        found_rows = csv.DictReader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+        rows = [{(name or "").strip(): (value or "").strip() for name, value in row.items()} for row in found_rows]
+    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
+        raise NdkdError(f"labels {labels} is not a CSV file in UTF-8; save it as one") from error
     found = [name for name in (rows[0] if rows else ()) if name]
     if missing := [name for name in COLUMNS[:2] if name not in found]:
         raise NdkdError(f"labels {labels} has no column {' and '.join(missing)}, it has {', '.join(found) or 'no row'}")

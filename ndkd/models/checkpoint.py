@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} is not a plain weights file: {why}. Save its state_dict() instead"
         ) from error
     except Exception as error:  # damaged bytes raise errors of many kinds
-        why = f"{type(error).__name__} {error}".splitlines()[0]
+        why = f"{type(error).__name__} {error}".splitlines()[0] if path.stat().st_size else "it is empty"
         raise NdkdError(f"checkpoint {path} is damaged, or not a checkpoint: {why}") from error
     if wrong:
         raise NdkdError(f"checkpoint {path} is damaged: {wrong} has other bytes than were written; {TAKE_ANOTHER}")

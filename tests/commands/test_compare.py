@@ -131,6 +131,15 @@ def test_a_finished_run_is_not_repeated_and_one_cut_short_goes_on(teacher):
     assert list(results()["last"]) == pytest.approx([80, 83])
 
 
+def test_a_teacher_of_another_configuration_is_used_and_that_is_said(teacher):
+    teacher.config.write_text("trainer: {max_epochs: 2}")
+    status, _, err = ndkd("compare", *TEACHER, "--out", "out", "--print-commands", STUDENT)
+    assert status == 0
+    assert "the teacher's run runs/digits/teacher has trainer.max_epochs 2, not 20: it is used as it is\n" in err
+    teacher.config.write_text("trainer: {max_epochs: 20}")
+    assert ndkd("compare", *TEACHER, "--out", "out", "--print-commands", STUDENT)[2] == ""
+
+
 def test_a_run_that_was_not_tested_any_more_is_not_finished(teacher):
     assert ndkd("compare", "--out", "out", STUDENT)[0] == 0
     Run("out/student-seed0").update_status(results=None)

@@ -128,3 +128,13 @@ def test_a_misspelt_term_is_refused(workplace, tmp_path):
     status, _, err = ndkd("fit", "--config", "configs/digits/kd++.yaml", "--config", half, "--print_config")
     assert status == 2
     assert err == f"ndkd: config {half} changes the loss term nb, which is not there; known: ce, kd, nd\n"
+
+
+@pytest.mark.parametrize("term", [{"weight": 2}, None])
+def test_an_overlay_alone_says_that_it_is_one(write, term):
+    half = write("half.yaml", {"nd": term})
+    for others in ([], ["--config", write("kd++.yaml", KDPP)]):
+        with pytest.raises(
+            NdkdError, match=f"config {half} .* the loss term nd, but no configuration before it has one"
+        ):
+            with_merged_losses(["fit", "--config", half, *others])

@@ -151,6 +151,16 @@ def test_a_list_with_splits(tmp_path):
     assert found.layout == "listed in labels.csv"
 
 
+@pytest.mark.parametrize(
+    "text", ["file;label\n{};x\n", "file, label\n{}, x\n", "file\tlabel\n{}\tx\n", "\ufefffile,label\n{},x\n"]
+)
+def test_lists_as_other_programs_write_them(tmp_path, text):
+    classes(tmp_path, {"a": 1})
+    (tmp_path / "labels.csv").write_text(text.format("a/0.png"), encoding="utf-8")
+    found = find_images(tmp_path, "labels.csv")  # beside the photos
+    assert (found.class_names, len(found.splits["train"].target)) == (("x",), 1)
+
+
 def test_a_list_without_splits(tmp_path):
     classes(tmp_path / "photos", {"a": 6})
     rows = [(f"photos/a/{number}.png", "odd" if number % 2 else "even") for number in range(6)]
@@ -162,6 +172,11 @@ def test_a_list_without_splits(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
+        (
+            [("notes.txt", "x")],
+            ("file", "label"),
+            ": notes.txt is not an image by its name; correct or remove its line",
+        ),
         ([("a/0.png", "x")], ("path", "label"), " has no column file, it has path, label"),
         ([], ("file", "label"), " has no column file and label, it has no row"),
         ([("a/9.png", "x")], ("file", "label"), ": 1 of its files are not there: a/9.png; names count from "),
@@ -186,6 +201,7 @@ def test_a_list_without_splits(tmp_path):
 )
 def test_a_list_that_is_wrong(tmp_path, rows, columns, message):
     classes(tmp_path, {"a": 2})
+    (tmp_path / "notes.txt").touch()
     labels = listed(tmp_path, rows, columns)
     with pytest.raises(NdkdError, match=re.escape(f"{labels}{message}")):
         find_images(tmp_path, labels)
@@ -195,7 +211,7 @@ def test_a_list_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(NdkdError, match="labels.csv does not exist; give a CSV file with the columns file and label$"):
         find_images(tmp_path, tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe,x\n")
-    with pytest.raises(NdkdError, match="labels.csv is not a CSV file: .*; save it as CSV in UTF-8$"):
+    with pytest.raises(NdkdError, match="labels.csv is not a CSV file in UTF-8; save it as one$"):
         find_images(tmp_path, tmp_path / "labels.csv")
 
 
@@ -245,7 +261,7 @@ def test_skipping_leaves_damaged_files_and_empty_classes_out_and_says_so(tmp_pat
     assert data.class_names == ("cat", "dog", "emu")
     assert data.sizes["train"] + data.sizes["val" if kind is ImageFolderDataModule else "test"] == 14
     assert f"2 that cannot be read ({tmp_path}/cat/3.png, {tmp_path}/dog/2.png)" in described(data)
-    assert "empty class folders fox" in described(data)
+    assert "class folders without images: fox" in described(data)
 
 
 @pytest.mark.parametrize(
