@@ -85,6 +85,7 @@ def test_new_photos_get_the_classes_of_the_runs_own_test(runs, kind):
 
 
 def test_three_lines_of_python(runs):
+    """Those of the page on own images, where there is a run."""
     classifier = ndkd.load(runs["folder"])
     assert isinstance(classifier, Classifier)
     assert classifier.class_names == ("cat", "dog", "emu")
