@@ -101,29 +101,69 @@ def load(run: str | Path, checkpoint: str = "best", trust: Sequence[str] = ()) -
         NdkdError: no such run or checkpoint, one of a detector, a name that is not trusted, data that does not say how
             a photo becomes one of its images.
     """
-    return of_checkpoint(Run.existing(run).checkpoint(checkpoint), trust)
+    return of_checkpoint(Run.existing(run).checkpoint(checkpoint), trust)[0]
 
 
-def of_checkpoint(file: Path, trust: Sequence[str] = ()) -> Classifier:
-    """The classifier in a checkpoint that lies in its run folder; errors as of ``load``."""
-    content, run, trusted = read_checkpoint(file), Run.of_checkpoint(file), Trust(trust)
-    known = Known.of(content)
-    if not known.student or known.num_classes is None:
-        raise NdkdError(f"checkpoint {file} was not written by ndkd fit: it does not say how its student is built")
-    check_run_checkpoint(content, file)
-    if any(".roi_heads." in key for key in content["state_dict"]):
-        raise NdkdError(f"checkpoint {file} is a detector's: ndkd predict without --images writes its detections")
-    if run is None:
-        raise NdkdError(f"checkpoint {file} is not in a run folder, whose config.yaml would say how images are read")
-    settings = run.read_config()
-    trusted.check_model(known.student, f"checkpoint {file}: student")
-    trusted.check_data(settings.get("data"), str(run.config))
-    data = made(settings["data"])
+def of_checkpoint(file: Path, trust: Sequence[str] = ()) -> tuple[Classifier, Run]:
+    """The classifier in a checkpoint, and the run whose folder it lies in; errors as of ``load``."""
+    read = read_run(file, Trust(trust), "ndkd predict without --images writes its detections")
+    data = made(read.settings["data"])
     if not isinstance(data, HasTransform):
         kind = type(data).__name__
         raise NdkdError(f"{kind} does not say how a photo becomes one of its images: give it a transform")
-    student = ModelConfig(**{**known.student, "checkpoint": file}).build(known.num_classes, None, None)
-    return Classifier(student, known.class_names or [str(k) for k in range(known.num_classes)], data.transform)
+    names = read.known.class_names or [str(number) for number in range(read.num_classes)]
+    student = read.model.build(read.num_classes, None, None)
+    return Classifier(student, names, data.transform), read.run
+
+
+class ReadRun(NamedTuple):
+    """A classifier's checkpoint and the run that it is of.
+
+    Args:
+        content: of the checkpoint.
+        known: what it knows of its student.
+        model: how the student is built, with the weights of the checkpoint.
+        num_classes: of the data.
+        run: whose folder it lies in.
+        settings: the run's configuration.
+    """
+
+    content: dict[str, Any]
+    known: Known
+    model: ModelConfig
+    num_classes: int
+    run: Run
+    settings: dict[str, Any]
+
+
+def read_run(checkpoint: Path, trusted: Trust, of_detectors: str) -> ReadRun:
+    """Read a checkpoint whose student can be built, and whose names are trusted.
+
+    Args:
+        checkpoint: of ``ndkd fit``, in its run folder.
+        trusted: which names it may have.
+        of_detectors: what to say of a detector's.
+
+    Raises:
+        NdkdError: one that is not a classifier's or not in its run folder, or a name that is not trusted.
+    """
+    content, run = read_checkpoint(checkpoint), Run.of_checkpoint(checkpoint)
+    known = Known.of(content)
+    if not {"name", "classifier"} <= known.student.keys():
+        raise NdkdError(
+            f"checkpoint {checkpoint} was not written by ndkd fit: it does not say how its student is built"
+        )
+    if str((known.student["classifier"] or [""])[:1]).startswith("['roi_heads."):
+        raise NdkdError(f"checkpoint {checkpoint} is of a detector, {known.student['name']}; {of_detectors}")
+    check_run_checkpoint(content, checkpoint)
+    if run is None:
+        raise NdkdError(f"checkpoint {checkpoint} is not in a run folder, whose config.yaml would say on which images")
+    settings = run.read_config()
+    trusted.check_model(known.student, f"checkpoint {checkpoint}: student")
+    trusted.check_data(settings.get("data"), str(run.config))
+    num_classes: Any = known.num_classes  # an int, as was checked
+    model = ModelConfig(**{**known.student, "checkpoint": checkpoint})
+    return ReadRun(content, known, model, num_classes, run, settings)
 
 
 def _batches(images: Iterator[Tensor], size: int) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ndkd.configuration.arguments import values_of
+from ndkd.configuration.overlays import CONFIG
 from ndkd.errors import NdkdError, plain_words, suggestion
 from ndkd.stopping import end_with_parent, stop, stoppable
 
@@ -36,6 +37,9 @@ COMMANDS = {
     "export": "write a checkpoint's student for use elsewhere, checked and described",
     "configs": "list the configurations that come with ndkd, or print one",
 }
+
+
+TRUST = "build what the run names in your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,7 +120,7 @@ def run_training(command: str, arguments: list[str]) -> int:
         return 0
     from ndkd.configuration.checks import check_configs, check_option
 
-    configs = values_of(("--config", "-c"), arguments)
+    configs = values_of(CONFIG, arguments)
     check_configs(configs, any(a == "--model" or a.startswith(("--model=", "--model.class_path")) for a in arguments))
     for option in arguments:
         if option not in configs:
@@ -168,8 +172,7 @@ def add_export(add: Callable[..., Any]) -> None:
     add("checkpoint", type=Path, help="of a run, for example runs/digits/kd++/checkpoints/best.ckpt")
     add("--format", choices=["safetensors", "torch", "onnx", "torch_export"], default="safetensors")
     add("--out", type=Path, required=True, metavar="FILE", help="in a folder of its own; README.md goes beside it")
-    trusted = "build what the run names in your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
-    add("--trust", action="append", default=[], metavar="PACKAGE", help=trusted)
+    add("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
     add("--config", action="append", default=[], type=Path, metavar="FILE", help="build what your configuration names")
 
 
@@ -182,8 +185,7 @@ def add_predict(add: Callable[..., Any]) -> None:
     add("--images", type=Path, required=True, metavar="PATH", help="a folder of photos, searched through, or one photo")
     add("--out", type=Path, metavar="FILE", help="CSV (default: predictions_of_NAME.csv in the run folder)")
     add("--on_error", choices=["stop", "skip"], default="stop", help="at a photo that cannot be read")
-    trusted = "build what the run names in your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
-    add("--trust", action="append", default=[], metavar="PACKAGE", help=trusted)
+    add("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
 
 
 PARSERS = {

@@ -1,9 +1,10 @@
 """Files are written whole or not at all."""
 
+import csv
 import errno
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +56,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], shown: Path |
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Path:
+    """Write rows as CSV, whole or not at all; what a row lacks stays empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    if columns:
+        writer.writeheader()
+    writer.writerows(rows)
+    return write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 class _RememberingFile(io.FileIO):

@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from ndkd.errors import Damaged, NdkdError, suggestion
-from ndkd.files import write_atomically
+from ndkd.files import write_atomically, write_rows
 from ndkd.lock import Lock
 from ndkd.run_checks import ARRAYS, checked_arrays, checked_content, checked_status, entries, is_row, unfolded
 from ndkd.stopping import is_alive
@@ -237,10 +237,4 @@ class Run:
         return write_atomically(self.path / "predictions.json", lambda file: file.write(text.encode()))
 
     def _write_rows(self, name: str, rows: list[dict[str, Any]]) -> Path:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="")
-        if columns:
-            writer.writeheader()
-        writer.writerows(rows)
-        return write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
+        return write_rows(self.path / name, rows, list(dict.fromkeys(column for row in rows for column in row)))

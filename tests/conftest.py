@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
@@ -64,6 +65,15 @@ def folder(tmp_path, monkeypatch):
     """An empty folder, the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def images(folder):
+    """A folder of two classes, each with one file by the name of an image."""
+    for name in "ab":
+        Path("train", name).mkdir(parents=True)
+        Path("train", name, "1.png").touch()
+    return Path()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A run's student on photos that it has not seen: from Python and by ``ndkd predict --images``."""
 
 import csv
+import os
 import re
 from pathlib import Path
 from shutil import rmtree
@@ -123,6 +124,14 @@ def test_a_photo_that_cannot_be_read(runs, tmp_path):
     status, out, _ = run_ndkd(*command, "--out", tmp_path / "table.csv", "--on_error", "skip")
     assert status == 0
     assert out.endswith(f"(1 images); not read: 1 that cannot be read ({tmp_path}/a.jpg)\n")
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_pipe_among_the_photos_is_not_waited_for(runs, tmp_path, on_error):
+    os.mkfifo(tmp_path / "a.jpg")
+    command = ["predict", "--ckpt_path", runs["folder"] / "checkpoints" / "best.ckpt", "--images", tmp_path]
+    status, _, err = run_ndkd(*command, "--on_error", on_error)
+    assert (status, err) == (2, f"ndkd: image {tmp_path}/a.jpg is not an ordinary file: replace or remove it\n")
 
 
 @pytest.mark.parametrize(

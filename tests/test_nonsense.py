@@ -65,15 +65,6 @@ def test_an_option_of_a_run(workplace, option):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def images(folder):
-    """A folder of two classes, each with one file by the name of an image."""
-    for name in "ab":
-        Path("train", name).mkdir(parents=True)
-        Path("train", name, "1.png").touch()
-    return Path()
-
-
 def test_an_image_of_coco_that_lies_elsewhere(folder):
     Path("outside.png").touch()
     entry = {"id": 1, "width": 8, "height": 8}

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ndkd.classifier import read_run
 from ndkd.commands.markdown import code, fence, inline, one_row, python_text
 from ndkd.data.from_config import configured, evaluation_batches
 from ndkd.errors import Damaged, NdkdError
 from ndkd.files import check_folder, sync_folder, write_atomically
 from ndkd.lock import Lock, locked
-from ndkd.models import ModelConfig, build_model
+from ndkd.models import build_model
 from ndkd.models.checkpoint import read_checkpoint
-from ndkd.models.run_checkpoint import Known, check_run_checkpoint
 from ndkd.runs import Run
 from ndkd.trust import Trust
 
@@ -53,14 +53,9 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
             there, a student that cannot be traced, other logits than the checkpoint's.
     """
     above, trusted = writable_folder(out, format), Trust(trust, config)
-    content, run = read_run(checkpoint)
-    known, settings = Known.of(content), run.read_config()
-    trusted.check_model(known.student, f"checkpoint {checkpoint}: student")
-    trusted.check_data(settings.get("data"), str(run.config))
-    model = ModelConfig(**{**known.student, "checkpoint": checkpoint})
-    num_classes: Any = known.num_classes  # an int, as read_run has checked
+    content, known, model, num_classes, run, settings = read_run(checkpoint, trusted, "only classifiers are exported")
     student = model.build(num_classes, None, None).eval()
-    network, fresh = (build_model(model.name, known.num_classes, **model.kwargs).eval() for _ in range(2))
+    network, fresh = (build_model(model.name, num_classes, **model.kwargs).eval() for _ in range(2))
     network.load_state_dict(student.model.state_dict())
     data, pixels = first_images(settings["data"])
     with torch.no_grad():
@@ -134,22 +129,6 @@ def writable_folder(out: Path, format: str) -> Path:
     if missing := [package for package in packages if find_spec(package) is None]:
         raise NdkdError(f"--format onnx needs {', '.join(missing)}: python -m pip install -e '.[export]'")
     return check_folder(out.parent, "--out FILE")
-
-
-def read_run(checkpoint: Path) -> tuple[dict, Run]:
-    """A checkpoint's content and the run that it is of; ``NdkdError`` if it is not one of a classifier's run."""
-    content, run = read_checkpoint(checkpoint), Run.of_checkpoint(checkpoint)
-    student = Known.of(content).student
-    if not {"name", "classifier"} <= student.keys():
-        raise NdkdError(
-            f"checkpoint {checkpoint} was not written by ndkd fit: it does not say how its student is built"
-        )
-    if str((student["classifier"] or [""])[:1]).startswith("['roi_heads."):
-        raise NdkdError(f"checkpoint {checkpoint} is of a detector, {student['name']}; only classifiers are exported")
-    check_run_checkpoint(content, checkpoint)
-    if run is None:
-        raise NdkdError(f"checkpoint {checkpoint} is not in a run folder, whose config.yaml would say on which images")
-    return content, run
 
 
 def first_images(config: dict) -> tuple[L.LightningDataModule, Tensor]:

@@ -1,18 +1,14 @@
 """``ndkd predict --images``: the classes of new photos, as CSV."""
 
-import csv
-import io
 import os
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 
-import numpy as np
-
 from ndkd.classifier import of_checkpoint
-from ndkd.data.image_files import ImageFiles, Skipped, is_image, readable
+from ndkd.data.image_files import Skipped, images_below, readable
 from ndkd.errors import NdkdError
-from ndkd.files import check_folder, write_atomically
-from ndkd.runs import Run
+from ndkd.files import check_folder, write_rows
 
 COLUMNS = [
     "file",
@@ -39,41 +35,27 @@ def predict(
     """
     skipped = Skipped()
     photos = photos_in(images, skipped)
-    classifier = of_checkpoint(ckpt_path, trust)
-    run = Run.of_checkpoint(ckpt_path)
-    if out is None and run is not None:
-        out = run.path / f"predictions_of_{images.absolute().stem or 'images'}.csv"
-    check_folder(Path(out or ".").parent, "--out FILE")
+    classifier, run = of_checkpoint(ckpt_path, trust)
+    file = out or run.path / f"predictions_of_{images.absolute().stem or 'images'}.csv"
+    check_folder(file.parent, "--out FILE")
     if on_error == "skip":
-        paths = np.array([os.fsencode(photo) for photo in photos])
-        whole = readable(ImageFiles(paths, np.zeros(len(paths), np.int64)), skipped)
-        photos = [Path(os.fsdecode(path)) for path in whole.paths.tolist()]
+        photos = list(compress(photos, readable(photos, skipped)))
+    names = [os.fsdecode(photo) for photo in photos]
     rows = []
-    for photo, found in zip(photos, classifier.predict(photos), strict=True):
-        values = [value for name, share in found.top for value in (name, f"{share:.6f}")]
-        rows.append(dict(zip(COLUMNS, [str(photo), *values], strict=False)))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    file = write_atomically(Path(out or "."), lambda file: file.write(text.getvalue().encode()))
+    for name, found in zip(names, classifier.predict(names), strict=True):
+        values = [value for other, share in found.top for value in (other, f"{share:.6f}")]
+        rows.append(dict(zip(COLUMNS, [name, *values], strict=False)))
+    write_rows(file, rows, COLUMNS)
     print("; ".join([f"predictions: {file} ({len(rows)} images)", *([str(skipped)] if skipped else [])]))
 
 
-def photos_in(place: Path, skipped: Skipped) -> list[Path]:
-    """The photos in a folder, in the order of their names, or the one photo."""
+def photos_in(place: Path, skipped: Skipped) -> list[bytes]:
+    """The photos in a folder, folder by folder in the order of their names, or the one photo."""
     if place.is_file():
-        return [place]
+        return [os.fsencode(place)]
     if not place.is_dir():
         raise NdkdError(f"images {place} does not exist; give a folder of photos or a photo")
-    found: list[Path] = []
-    for folder, below, names in os.walk(place):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if is_image(name):
-                found.append(Path(folder, name))
-            elif not name.startswith("."):
-                skipped.add(name)
+    found = list(images_below(place, {}, skipped))
     if not found:
         more = f"; {skipped}" if skipped else ""
         raise NdkdError(f"images {place}: there is no photo in it{more}")

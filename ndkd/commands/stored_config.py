@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from ndkd.configuration.arguments import values_of, without_option
+from ndkd.configuration.overlays import CONFIG
 from ndkd.errors import NdkdError
 from ndkd.runs import Run
 from ndkd.trust import Trust
@@ -16,7 +17,7 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     trusted, checkpoint = values_of(("--trust",), options), values_of(("--ckpt_path",), options)
     if command != "fit":
         arguments = [command, *(options := without_option("--trust", options))]
-    if values_of(("--config", "-c"), options):
+    if values_of(CONFIG, options):
         return arguments
     if command == "fit" or not checkpoint:
         if any(option.startswith(("--help", "--model", "--data", "--print_config")) for option in options):

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) 
     walked: dict[str, Path] = {}
     for name in names:
         before = sum(skipped.endings.values())
-        found = list(_images_below(folder / name, walked, skipped))
+        found = list(images_below(folder / name, walked, skipped))
         if not found and not skip_empty:
             others = sum(skipped.endings.values()) - before
             what = (
@@ -142,13 +142,13 @@ def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) 
     return classes, ImageFiles(np.array(paths), np.array(target, np.int64))
 
 
-def _images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Iterator[bytes]:
-    """The images of a class, folder by folder in the order of their names.
+def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Iterator[bytes]:
+    """The images in a folder and those below it, folder by folder in the order of their names.
 
-    A link to a folder is followed, but to none that the class lies in, and each folder is walked once.
+    A link to a folder is followed, but to none that the folder lies in, and each is walked once.
 
     Args:
-        folder: of the class.
+        folder: of a class, or of photos without classes.
         walked: the class of each real folder so far; of this class they are added.
         skipped: pictures that are not read are added.
 
@@ -197,8 +197,8 @@ def open_image(path: bytes) -> Iterator[Image.Image]:
         raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it") from error
 
 
-def readable(files: ImageFiles, skipped: Skipped) -> ImageFiles:
-    """The files that can be decoded to the end; the others are added to what is skipped."""
+def readable(paths: Sequence[bytes], skipped: Skipped) -> np.ndarray:
+    """Which of the files can be decoded to the end (N,); the others are added to what is skipped."""
 
     def is_whole(path: bytes) -> bool:
         try:
@@ -209,6 +209,6 @@ def readable(files: ImageFiles, skipped: Skipped) -> ImageFiles:
         return True
 
     with ThreadPoolExecutor() as pool:  # decoding runs beside Python
-        whole = np.array(list(pool.map(is_whole, files.paths.tolist())), bool)
-    skipped.unreadable += [os.fsdecode(path) for path in files.paths[~whole].tolist()]
-    return ImageFiles(files.paths[whole], files.target[whole])
+        whole = list(pool.map(is_whole, paths))
+    skipped.unreadable += [os.fsdecode(path) for path, is_good in zip(paths, whole, strict=True) if not is_good]
+    return np.array(whole, bool)

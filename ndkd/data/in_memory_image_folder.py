@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from torchvision.transforms import v2
 
 from ndkd.data.image_files import ImageFiles, open_image
@@ -73,25 +72,22 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         self.keep(found)
 
     def _read(self, files: ImageFiles) -> Split:
-        size = (self.image_size, self.image_size) if self.image_size else None
-        first = size or _pixels(files.paths[0], None).shape[:2]
+        transform = self.transform
+
+        def pixels(path: bytes) -> np.ndarray:
+            with open_image(path) as image:
+                return np.asarray(transform(image).permute(1, 2, 0))
+
+        first = (self.image_size, self.image_size) if self.image_size else pixels(files.paths[0]).shape[:2]
         images = np.empty((len(files.paths), *first, 3), np.uint8)
         with ThreadPoolExecutor() as pool:  # decoding runs beside Python
-            for number, image in enumerate(pool.map(lambda path: _pixels(path, size), files.paths)):
+            for number, image in enumerate(pool.map(pixels, files.paths)):
                 if image.shape[:2] != first:
                     found, wanted = ("×".join(map(str, shape)) for shape in (image.shape[:2], first))
                     path = files.paths[number].decode()
                     raise NdkdError(f"image {path} is {found}, wanted {wanted} as the first; set image_size")
                 images[number] = image
         return images, files.target
-
-
-def _pixels(path: bytes, size: tuple[int, int] | None) -> np.ndarray:
-    """An image as uint8 (h, w, 3)."""
-    with open_image(path) as file:
-        image = InRGB(upright=True)(file)
-        image.load()
-    return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -54,7 +54,10 @@ def image_set(root: Path, labels: Path | None, fractions: dict[str, float], skip
     """
     found = find_images(root, labels, skips)
     if skips:
-        splits = {name: readable(files, found.skipped) for name, files in found.splits.items()}
+        splits = {}
+        for name, files in found.splits.items():
+            whole = readable(files.paths.tolist(), found.skipped)
+            splits[name] = ImageFiles(files.paths[whole], files.target[whole])
         found = replace(found, splits=splits)
     return arranged(found, root, fractions)
 

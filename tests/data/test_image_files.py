@@ -9,15 +9,6 @@ from ndkd.data.layouts import find_images
 from tests.command import refusal
 
 
-@pytest.fixture
-def images(folder):
-    """A folder of two classes, each with one file by the name of an image."""
-    for name in "ab":
-        Path("train", name).mkdir(parents=True)
-        Path("train", name, "1.png").touch()
-    return Path()
-
-
 def found(images):
     files = find_images(images).splits
     return [os.fsdecode(path) for path in files["train"].paths]
