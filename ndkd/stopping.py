@@ -14,6 +14,7 @@ from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CALLBACKS = [("multiprocessing.popen_fork", "_launch"), ("importlib._bootstrap", "cb")]  # of forks and import locks
+CALLBACKS += [("weakref", "remove"), ("_weakrefset", "_remove")]  # and of dead keys
 PARENT = "NDKD_PARENT"  # in the environment of a process that ends with the one that started it: whose id, which signal
 
 
@@ -36,12 +37,12 @@ class Stop:
         if self.is_raised or os.getpid() != self.process:  # a worker that was just forked
             return
         self.number = self.number or number
+        if hasattr(signal, "SIGCHLD"):  # the end of a DataLoader's worker is no error any more
+            signal.signal(signal.SIGCHLD, lambda *_: None)
         if _would_be_lost(frame) and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0.02)  # try again
             return
         self.is_raised = True
-        if hasattr(signal, "SIGCHLD"):  # the end of a DataLoader's worker is no error any more
-            signal.signal(signal.SIGCHLD, lambda *_: None)
         raise Stopped
 
 
@@ -121,10 +122,25 @@ def is_alive(process: int) -> bool:
     return True
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, signals to stop wait; so they do in the processes that are forked there, until ``as_worker``."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def as_worker(worker: int) -> None:
     """In a DataLoader's worker: signals to stop are its parent's business, and it ends with it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.excepthook = _unless_the_parent_left
     parent = multiprocessing.parent_process()
     if hasattr(signal, "SIGKILL") and parent is not None and parent.pid is not None:

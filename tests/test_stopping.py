@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from ndkd.data import DigitsDataModule
+from ndkd.data.disk_loader import ImageLoader
 from ndkd.distillation.module import DistillationModule
 from ndkd.lock import Lock, locked
 from ndkd.runs import Run
@@ -146,6 +149,24 @@ def test_a_worker_that_ends_during_a_stop_is_no_news(capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_nor_is_one_that_ends_where_a_stop_has_to_wait():
+    heard = []
+
+    class Loader:
+        def __del__(self):
+            send(signal.SIGTERM)
+            send(signal.SIGCHLD)
+
+    def work():
+        Loader()
+        time.sleep(2)
+
+    with stoppable():
+        signal.signal(signal.SIGCHLD, lambda *_: heard.append(True))
+        pytest.raises(Stopped, work)
+    assert not heard
+
+
 @pytest.mark.parametrize(("error", "is_said"), [(ConnectionResetError, False), (EOFError, False), (ValueError, True)])
 def test_what_a_worker_says_when_nobody_listens(error, is_said, capfd, monkeypatch):
     monkeypatch.setattr("sys.excepthook", sys.excepthook)
@@ -187,6 +208,25 @@ def taken_down():
     Slow()
 
 
+class Key:
+    """Of a weak dictionary, which looks for it when its value is gone."""
+
+    is_kept = False
+
+    def __hash__(self):
+        if self.is_kept:
+            send(signal.SIGTERM)
+        return 0
+
+
+def forgotten():
+    key, value = Key(), set()
+    values = weakref.WeakValueDictionary({key: value})
+    key.is_kept = True
+    del value
+    assert not values
+
+
 def forked():
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,)).start()
 
@@ -209,7 +249,7 @@ def imported():
     assert callback
 
 
-@pytest.mark.parametrize("work", [taken_down, forked, loaded, imported])
+@pytest.mark.parametrize("work", [taken_down, forgotten, forked, loaded, imported])
 def test_a_signal_is_not_lost_where_an_exception_would_be(work, monkeypatch, capfd):
     if work in (forked, loaded):
         original = os.fork
@@ -306,6 +346,38 @@ def test_a_signal_to_the_whole_group(images, number):
     status, _, err = ndkd(*images, *options)
     assert (status, err) == (STATUS[number], GOES_ON)
     assert Run(folder).status()["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_group_of_real_processes(images, number):
+    """As a scheduler, ``timeout`` and Ctrl-C in a terminal send it."""
+    folder = f"real-group-{number}"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ndkd", *images[:-1], "--trainer.max_epochs=999", "--run_dir", folder]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not Run(folder).is_used and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    assert process.communicate(timeout=30)[1] == GOES_ON
+    assert process.returncode == STATUS[number]
+    assert Run(folder).status()["state"] == "interrupted"
+
+
+def test_a_signal_finds_no_worker_unprepared(monkeypatch):
+    """Torch gives its workers handlers that end them, just before ours would keep them."""
+    original = signal_handling._set_worker_signal_handlers
+
+    def prepared():
+        original()
+        for number in STATUS:
+            send(number)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", prepared)
+    loader = ImageLoader(Foreign(), batch_size=4, num_workers=2, worker_init_fn=as_worker, persistent_workers=True)
+    for _ in range(2):
+        assert [len(batch) for batch in loader] == [4, 4]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    loader._iterator._shutdown_workers()
 
 
 def test_a_killed_run_with_workers_continues_to_the_same_weights(images):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ndkd.data.samplers import ShardedOrder
 from ndkd.errors import NdkdError
 from ndkd.seeds import run_seed
-from ndkd.stopping import as_worker
+from ndkd.stopping import as_worker, held
 
 MOST_WORKERS = 256
 
@@ -23,6 +23,12 @@ class ImageLoader(DataLoader):
     The dataset has their ``paths``, all their targets as bytes or as an array (``target``), and a ``transform``, which
     may be random (``is_random``).
     """
+
+    def __iter__(self) -> Any:
+        if self._iterator is not None:  # its workers are there, and one that hangs may be waited for
+            return super().__iter__()
+        with held():  # a signal to all processes would kill a worker before it knows that this is not for it
+            return super().__iter__()
 
     def fingerprint(self) -> str:
         """Digest of the files' names, sizes and times, the targets and the transform, whatever the order."""
