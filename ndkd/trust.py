@@ -17,11 +17,13 @@ import torch
 import torchvision
 import yaml
 from torch import nn
+from torchvision.transforms import v2
 
 from ndkd.configuration.shipped import find_config
 from ndkd.errors import NdkdError, suggestion
 
-PACKAGES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "lightning.pytorch", "ndkd")
+PACKAGES = ("torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms.v2", "timm", "lightning.pytorch")
+PACKAGES += ("ndkd",)
 # Of Lightning's only what evaluation may meet, and what neither writes files nor calls a function that it is given
 LIGHTNING = {"EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor", "Timer", "GradientAccumulationScheduler"}
 LIGHTNING |= {"TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary", "ReduceLROnPlateau"}
@@ -78,7 +80,11 @@ class Trust:
         """Raise ``NdkdError`` unless the ``data`` entry of a configuration is trusted."""
         where = f"{source}: data"
         if self._check_class(data, where).startswith("ndkd."):
-            _check_plain(data.get("init_args"), where)  # paths are what its entries are
+            options = dict(_dictionary(data.get("init_args") or {}, where))
+            for number, step in enumerate(options.pop("transforms", None) or ()):
+                self._check_class(step, f"{where}.transforms.{number}")
+                self._check_arguments(step, f"{where}.transforms.{number}")
+            _check_plain(options, where)  # paths are what its entries are
         else:
             self._check_arguments(data, where)
 
@@ -198,6 +204,8 @@ def is_builder(name: str) -> bool:
         return ":" in name and _is_registered(found)
     if _is_under(home, ["lightning"]):
         return found.__name__ in LIGHTNING
+    if _is_under(home, ["torchvision.transforms"]):  # Lambda calls whatever function it is given
+        return issubclass(found, v2.Transform) and found is not v2.Lambda
     return issubclass(found, _kinds())
 
 

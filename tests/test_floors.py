@@ -54,7 +54,7 @@ PACKAGES = {
     "ndkd.commands.report": {"torch", "numpy", "pandas", "torchmetrics", "jinja2", "matplotlib"},
     "ndkd.commands.report_figures": {"numpy", "pandas", "matplotlib", "sklearn"},
     "ndkd.commands.export": {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
-    "ndkd.commands.library_errors": {"torch", "lightning", "jsonargparse"},
+    "ndkd.commands.library_errors": {"torch", "torchvision", "lightning", "jsonargparse"},
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torchvision.transforms import v2
 
 import ndkd.losses
 from ndkd.configuration.parser_errors import one_line
@@ -77,6 +78,7 @@ def known_classes() -> dict[str, list[str]]:
         "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
         "lr_scheduler": _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
         "data": DATA_MODULES,
+        "transforms": _subclasses(v2, v2.Transform),
         "model": ["DistillationModule", "DetectionDistillationModule"],
     }
 

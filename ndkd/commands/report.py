@@ -128,6 +128,7 @@ class ShownRun:
         if self.images:
             self.predictions["right"] = self.predictions["target"] == self.predictions["prediction"]
             self.per_class = 100 * self.predictions.groupby("target")["right"].mean()
+            self.balanced_accuracy = self.per_class.mean()
             self.calibration_error = calibration_error(self.predictions)
 
     def compare(self, baseline: "ShownRun") -> None:

@@ -11,7 +11,7 @@ from ndkd.commands import class_help
 from ndkd.commands.build_errors import in_one_line
 from ndkd.commands.library_errors import in_our_words
 from ndkd.commands.process import keep_freed_memory, quiet
-from ndkd.commands.training_cli import ConfigurationCLI, TrainingCLI
+from ndkd.commands.training_cli import TrainingCLI
 
 
 @in_one_line()
@@ -28,6 +28,19 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as exit:  # after the parser's help
         return int(exit.code or 0)
     return 0
+
+
+class ConfigurationCLI(TrainingCLI):
+    """Reads a configuration, and does nothing with it."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 @in_one_line()

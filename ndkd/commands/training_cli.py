@@ -23,6 +23,7 @@ from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.opening import Opening
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
+from ndkd.commands.class_accuracy import of_each_class, of_unmeasured
 from ndkd.commands.final_test import log_results
 from ndkd.commands.stored_config import with_stored_config
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
@@ -30,6 +31,7 @@ from ndkd.configuration.arguments import default_run_dir, with_found_configs
 from ndkd.configuration.entries import differences
 from ndkd.configuration.nulls import check_nulls
 from ndkd.configuration.overlays import with_merged_losses
+from ndkd.data.base import HasClassCounts
 from ndkd.data.from_config import has_test
 from ndkd.distillation.module import DistillationModule
 from ndkd.errors import Damaged, NdkdError, words_of
@@ -243,6 +245,8 @@ class TrainingCLI(LightningCLI):
             metric, word = self.model.headline
             shown = [f"{r[f'test/{metric}']:.2%} {labels[name].format(r['epoch'])}" for name, r in results.items()]
             print(f"test {word}: {', '.join(shown)}")
+        if results and not isinstance(self.datamodule, HasClassCounts):  # others have said it at the start
+            self._say(of_unmeasured(self.model, "test"))
         print(f"run folder: {run.path}")
 
     def _test(self, checkpoint: Path) -> dict[str, float]:
@@ -251,6 +255,16 @@ class TrainingCLI(LightningCLI):
         )
         return {"epoch": read_checkpoint(checkpoint)["epoch"], **metrics[0]}
 
+    def after_validate(self) -> None:
+        self._say(of_each_class(self.model) + of_unmeasured(self.model, "validation"))
+
+    def after_test(self) -> None:
+        self._say(of_each_class(self.model) + of_unmeasured(self.model, "test"))
+
+    def _say(self, lines: list[str]) -> None:
+        if lines and self.trainer.is_global_zero:
+            print(*lines, sep="\n")
+
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions of every image into the run folder."""
         rows = in_order(self.trainer, [row for batch in self.trainer.predict(**kwargs) or () for row in batch])
@@ -258,19 +272,6 @@ class TrainingCLI(LightningCLI):
             rows = [{"file": file, **row} for file, row in zip(files, rows, strict=False)]
         if self.trainer.is_global_zero:
             print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} images)")
-
-
-class ConfigurationCLI(TrainingCLI):
-    """Reads a configuration, and does nothing with it."""
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def _is_rank_zero() -> bool:

@@ -78,6 +78,14 @@ class HasSizes(Protocol):
 
 
 @runtime_checkable
+class HasClassCounts(Protocol):
+    """How many images of each class an epoch of each split shows: what ``class_weights: balanced`` makes up for, and
+    which classes validation and test do not measure."""
+
+    class_counts: Mapping[str, Sequence[int]]
+
+
+@runtime_checkable
 class HasRemarks(Protocol):
     """What else to say of the images in that line: how they lay there, what was left out."""
 
@@ -131,6 +139,7 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> Iterable:
         loader = self.loader("train", augment=True, shuffle=True)
         if self.trainer is not None:
+            loader.sampler.is_fixed = bool(self.trainer.overfit_batches)  # the same batches again and again
             # of a resumed run; the trainer tells it only after workers have begun to draw
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             loader.sampler.set_epoch(progress.processed)

@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torch import from_numpy
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from ndkd.data.in_memory import InMemoryDataModule, Split
 
@@ -20,6 +21,8 @@ class DigitsDataModule(InMemoryDataModule):
         val_size: number of validation images, split off from the training ones; 0 validates on the test images.
         batch_size: images per step and process.
         pad: random crop after padding by this many pixels; 0 for no augmentation.
+        balanced_sampling: show all classes equally often in training.
+        transforms: classes of ``torchvision.transforms.v2`` for training images, in the place of ``pad``.
 
     Raises:
         NdkdError: sizes that the set cannot give.
@@ -31,8 +34,16 @@ class DigitsDataModule(InMemoryDataModule):
     mean = (0.305, 0.305, 0.305)
     std = (0.324, 0.324, 0.324)
 
-    def __init__(self, train_size: int | None = None, val_size: int = 200, batch_size: int = 64, pad: int = 3):
-        super().__init__(train_size, val_size, batch_size, pad, flip=False)
+    def __init__(
+        self,
+        train_size: int | None = None,
+        val_size: int = 200,
+        batch_size: int = 64,
+        pad: int = 3,
+        balanced_sampling: bool = False,
+        transforms: list[v2.Transform] | None = None,
+    ):
+        super().__init__(train_size, val_size, batch_size, pad, False, balanced_sampling, transforms)
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:

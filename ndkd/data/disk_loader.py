@@ -6,10 +6,11 @@ from math import inf
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ndkd.data.samplers import ShardedOrder
+from ndkd.data.samplers import BalancedOrder, ShardedOrder
 from ndkd.errors import NdkdError
 from ndkd.seeds import run_seed
 from ndkd.stopping import as_worker, held
@@ -52,10 +53,19 @@ def check_least(**options: tuple[float, float]) -> None:
         raise NdkdError(f"num_workers: wanted at most {MOST_WORKERS} processes, got {workers}")
 
 
-def sharded(data: L.LightningDataModule, size: int, shuffle: bool) -> ShardedOrder:
-    """The order in which this process of the data's trainer sees the images."""
+def sharded(data: L.LightningDataModule, size: int, shuffle: bool, balanced: np.ndarray | None = None) -> ShardedOrder:
+    """The order in which this process of the data's trainer sees the images.
+
+    Args:
+        data: whose.
+        size: number of images.
+        shuffle: in an order that changes with the epoch.
+        balanced: the images' classes (N,), if a shuffled epoch is to show all of them equally often.
+    """
     trainer = data.trainer
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    if shuffle and balanced is not None:
+        return BalancedOrder(balanced, run_seed(), rank, world_size)
     return ShardedOrder(size, shuffle, run_seed(), rank, world_size)
 
 

@@ -9,18 +9,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
-from ndkd.data.base import DataModule
-from ndkd.data.disk_loader import ImageLoader, check_least, sharded, worker_options
+from ndkd.data.classification import ClassificationDataModule, check_taught
+from ndkd.data.disk_loader import ImageLoader, check_least, worker_options
 from ndkd.data.image_files import ImageFiles, open_image
 from ndkd.data.layouts import image_set
+from ndkd.data.own_transforms import OwnTransforms
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
+from ndkd.seeds import drawing_from
 
 Batch = tuple[Tensor, Tensor]
 MOST_PIXELS = 8192  # in height and width: more is a slip of the keyboard, and takes all the memory
 
 
-class ImageFolderDataModule(DataModule):
+class ImageFolderDataModule(ClassificationDataModule):
     """Images in ``root/train/CLASS/*``, ``root/val/CLASS/*`` and, where it exists, ``root/test/CLASS/*``.
 
     The folders of splits may also be called ``Train``, ``valid``, ``validation``, …; other layouts, class folders alone
@@ -49,10 +51,15 @@ class ImageFolderDataModule(DataModule):
         test_fraction: likewise to test on; 0 tests on the validation images.
         on_error: ``stop`` at a file that cannot be read and a class without images, or ``skip`` these; to find them,
             all files are decoded once.
+        balanced_sampling: show all classes equally often in training: images of small ones again and again, not all
+            images of large ones.
+        transforms: classes of ``torchvision.transforms.v2`` for training images, after these are decoded, turned
+            upright and RGB; they take the place of crop, flip, ``rand_augment`` and ``erase``, and must make images of
+            ``image_size``.
 
     Raises:
-        NdkdError: a missing split, classes that differ between splits, a class without images; in use, a file that
-            cannot be read.
+        NdkdError: a missing split, classes that differ between splits, a class without images, transforms after which
+            no batch can be made; in use, a file that cannot be read.
     """
 
     mean = (0.485, 0.456, 0.406)
@@ -76,8 +83,10 @@ class ImageFolderDataModule(DataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
         on_error: Literal["stop", "skip"] = "stop",
+        balanced_sampling: bool = False,
+        transforms: list[v2.Transform] | None = None,
     ):
-        super().__init__()
+        super().__init__(balanced_sampling, transforms)
         check_least(batch_size=(batch_size, 2), image_size=(image_size, 1), num_workers=(num_workers or 0, 0))
         check_least(mixup=(mixup, 0), cutmix=(cutmix, 0), resize=(1 if resize is None else resize, 1))
         if image_size > MOST_PIXELS or (resize or 0) > MOST_PIXELS:
@@ -94,6 +103,12 @@ class ImageFolderDataModule(DataModule):
         kind, in_rgb = v2.InterpolationMode(interpolation), InRGB(self.upright)
         middle = v2.Resize(resize or round(image_size * 8 / 7), kind), v2.CenterCrop(image_size)
         self.plain = v2.Compose([in_rgb, *middle, Pixels()])
+        if transforms is not None:
+            if rand_augment or erase:
+                raise NdkdError("transforms take the place of rand_augment and erase; leave these out")
+            own = OwnTransforms(transforms, (image_size, image_size))
+            self.augmented = v2.Compose([in_rgb, Pixels(), own])
+            return
         strong = [RandAugment(rand_augment, image_size, self.mean)] if rand_augment else []
         crop = CropWhileDecoding(image_size, interpolation=kind), in_rgb, v2.RandomHorizontalFlip()
         self.augmented = v2.Compose([*crop, *strong, Pixels(), *erasing(erase, self.mean, self.std)])
@@ -119,6 +134,12 @@ class ImageFolderDataModule(DataModule):
         if val is None:
             raise NdkdError(f"{self.root} has no images to validate on: set val_fraction above 0")
         self.splits = {"test": val, **found.splits, "val": val}
+        check_taught(
+            found.splits["train"].target, self.class_names, "none can be read; replace them, or drop the class"
+        )
+        if self.transforms is not None and stage in (None, "fit"):
+            with drawing_from(0), open_image(found.splits["train"].paths[0]) as image:  # before the run begins
+                self.augmented(image)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, on the device they are on."""
@@ -128,11 +149,11 @@ class ImageFolderDataModule(DataModule):
         return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
 
     def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
-        order = sharded(self, len(self.splits[split].target), shuffle)
+        order = self.order(split, shuffle)
         left = len(order) % self.batch_size
         drop_last = shuffle and (self.drop_last and len(order) >= self.batch_size or left == 1)
         return ImageLoader(
-            FolderDataset(self.splits[split], self.augmented if augment else self.plain),
+            FolderDataset(self.splits[split], self.augmented if augment else self.plain, augment),
             batch_size=self.batch_size,
             sampler=order,
             drop_last=drop_last,  # of a single image BatchNorm has no variance
@@ -144,14 +165,18 @@ class ImageFolderDataModule(DataModule):
 class FolderDataset(Dataset):
     """Image ``index``, transformed with a random seed of its own, and its class: ``dataset[index, seed]``.
 
+    Args:
+        files: the images.
+        transform: makes a PIL image to a tensor (c, h, w).
+        is_random: whether the transform draws.
+
     Raises:
         NdkdError: names the file that cannot be read.
     """
 
-    def __init__(self, files: ImageFiles, transform: v2.Compose):
+    def __init__(self, files: ImageFiles, transform: v2.Compose, is_random: bool):
         self.paths, self.target = files
-        self.transform = transform
-        self.is_random = any(isinstance(step, v2.RandomHorizontalFlip) for step in transform.transforms)
+        self.transform, self.is_random = transform, is_random
 
     def __len__(self) -> int:
         return len(self.target)

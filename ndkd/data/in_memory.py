@@ -1,17 +1,19 @@
 """What the DataModules of small images share."""
 
 import numpy as np
+import torch
 from sklearn.model_selection import train_test_split
+from torchvision.transforms import v2
 
-from ndkd.data.base import DataModule
-from ndkd.data.disk_loader import sharded
-from ndkd.data.in_memory_loader import InMemoryLoader
+from ndkd.data.classification import ClassificationDataModule, check_taught
+from ndkd.data.in_memory_loader import InMemoryLoader, TransformedLoader
+from ndkd.data.own_transforms import OwnTransforms
 from ndkd.errors import NdkdError
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 (N, h, w, c), class indices (N,)
 
 
-class InMemoryDataModule(DataModule):
+class InMemoryDataModule(ClassificationDataModule):
     """Small images in memory: a validation split, scarce labels, augmentation of whole batches.
 
     A subclass says ``num_classes``, ``class_names``, ``image_shape``, ``mean`` and ``std``; its ``setup`` calls
@@ -24,17 +26,26 @@ class InMemoryDataModule(DataModule):
         batch_size: images per step and process.
         pad: random crop after padding by this many pixels; 0 for none.
         flip: random horizontal flip.
+        balanced_sampling: show all classes equally often in training: images of small ones again and again, not all
+            images of large ones.
+        transforms: classes of ``torchvision.transforms.v2`` for training images, which take the place of ``pad`` and
+            ``flip``.
 
     Raises:
-        NdkdError: sizes that the set cannot give.
+        NdkdError: sizes that the set cannot give, transforms after which no batch can be made.
     """
 
-    num_classes: int
-
     def __init__(
-        self, train_size: int | None = None, val_size: int = 0, batch_size: int = 128, pad: int = 4, flip: bool = True
+        self,
+        train_size: int | None = None,
+        val_size: int = 0,
+        batch_size: int = 128,
+        pad: int = 4,
+        flip: bool = True,
+        balanced_sampling: bool = False,
+        transforms: list[v2.Transform] | None = None,
     ):
-        super().__init__()
+        super().__init__(balanced_sampling, transforms)
         if batch_size is None or batch_size < 2:
             raise NdkdError(f"batch_size: wanted at least 2 images, got {batch_size}")
         if pad is None or pad < 0:
@@ -48,26 +59,44 @@ class InMemoryDataModule(DataModule):
         """Take the splits ``train``, ``test`` and, where the set has one, ``val``; split off what is asked."""
         if self.val_size:
             splits["train"], splits["val"] = self._split(splits["train"], self.val_size, "val_size")
+            check_taught(splits["train"][1], self.class_names, f"val_size {self.val_size} takes all of them; lower it")
         splits.setdefault("val", splits["test"])
         if self.train_size is not None and self.train_size != len(splits["train"][1]):
             splits["train"] = self._split(splits["train"], self.train_size, "train_size")[1]
+            check_taught(splits["train"][1], self.class_names, f"train_size {self.train_size} is too few; raise it")
         self.splits = splits
-        height, width = splits["train"][0].shape[1:3]
-        if self.pad > min(height, width):
-            raise NdkdError(f"pad: wanted at most the images' {min(height, width)} pixels, got {self.pad}")
+        images = splits["train"][0]
+        size = images.shape[1:3]
+        if self.pad > min(size):
+            raise NdkdError(f"pad: wanted at most the images' {min(size)} pixels, got {self.pad}")
+        self.augmentation = None if self.transforms is None else OwnTransforms(self.transforms, size)
+        if self.augmentation is not None:
+            self.augmentation.try_on(torch.from_numpy(images[0]).permute(2, 0, 1))
 
     def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> InMemoryLoader:
         (images, target), pad, flip = self.splits[split], self.pad if augment else 0, self.flip and augment
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        order = sharded(self, len(target), shuffle)
+        order = self.order(split, shuffle)
+        if augment and self.augmentation is not None:
+            return TransformedLoader(images, target, self.batch_size, order, self.augmentation, device)
         return InMemoryLoader(images, target, self.batch_size, order, pad, flip, device)
 
     def _split(self, split: Split, size: int, option: str) -> tuple[Split, Split]:
-        """Split ``size`` images off, stratified and the same for every seed: (the others, those)."""
+        """Split ``size`` images off, stratified and the same for every seed: (the others, those).
+
+        An image that is the only one of its class stays in training, where nothing else would teach it.
+        """
         (images, target), fewest = split, self.num_classes
         most = len(target) - fewest
         if not fewest <= size <= most:
             raise NdkdError(f"{option}: wanted {fewest} to {most} images (there are {len(target)}), got {size}")
-        others, chosen = train_test_split(np.arange(len(target)), test_size=size, stratify=target, random_state=0)
+        single = np.flatnonzero(np.bincount(target)[target] == 1)
+        places, is_training = np.setdiff1d(np.arange(len(target)), single), option == "train_size"
+        number = size - len(single) if is_training else size
+        others, chosen = train_test_split(places, test_size=number, stratify=target[places], random_state=0)
+        if is_training:
+            chosen = np.append(chosen, single)
+        else:
+            others = np.append(others, single)
         others, chosen = np.sort(others), np.sort(chosen)
         return (images[others], target[others]), (images[chosen], target[chosen])

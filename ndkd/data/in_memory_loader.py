@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndkd.data.samplers import ShardedOrder
-from ndkd.seeds import generator
+from ndkd.seeds import drawing_from, generator
 
 
 class InMemoryLoader:
@@ -75,6 +75,49 @@ class InMemoryLoader:
         if self.sampler.shuffle and batches and len(batches[-1]) == 1:
             batches.pop()
         return batches
+
+
+class TransformedLoader(InMemoryLoader):
+    """The same with one's own augmentation, image by image, on the CPU.
+
+    Args:
+        images: uint8 (N, h, w, c).
+        target: class indices (N,).
+        batch_size: per rank.
+        order: which of them this rank sees, each with the seed of its augmentation.
+        augmentation: makes an image (c, h, w) of bytes to one of bytes or of floats in [0, 1].
+        device: where the batches are wanted.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        target: np.ndarray,
+        batch_size: int,
+        order: ShardedOrder,
+        augmentation: nn.Module,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__(images, target, batch_size, order)
+        self.augmentation, self.wanted_on = augmentation, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        drawn = iter(self.sampler)
+        for indices in self._batches():
+            with drawing_from(0):  # each image draws from a seed of its own; what else draws goes on afterwards
+                images = torch.stack([self._augmented(*next(drawn)) for _ in indices])
+            images = images.to(self.wanted_on, memory_format=torch.channels_last)
+            yield images, torch.from_numpy(self.target[indices]).to(self.wanted_on)
+
+    def _augmented(self, index: int, seed: int) -> Tensor:
+        torch.default_generator.manual_seed(seed)
+        image: Tensor = self.augmentation(torch.from_numpy(self.images[index]).permute(2, 0, 1))
+        return image / 255 if image.dtype == torch.uint8 else image
+
+    def fingerprint(self) -> str:
+        """Digest of the images, targets and transforms, whatever the order and the rank."""
+        drawn_from = self.sampler.seed, self.sampler.epoch
+        return hashlib.sha256(f"{super().fingerprint()} {self.augmentation} {drawn_from}".encode()).hexdigest()
 
 
 class CutOnCPU:

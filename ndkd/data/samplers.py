@@ -4,19 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from ndkd.errors import NdkdError
 from ndkd.seeds import generator
 
 
-class ShardedOrder(DistributedSampler):
+class ShardedOrder(DistributedSampler, SequentialSampler):
     """The order in which one rank sees the images of an epoch, each with the seed of its augmentation.
 
     Shuffled, it depends on (seed, epoch) alone and every rank gets equally many; in order, the shards are not
-    padded, so that each image is seen exactly once. It is one of torch's distributed samplers, so that the trainer
-    puts no other in its place.
+    padded, so that each image is seen exactly once. It is one of torch's distributed samplers, and a sequential one, so
+    that the trainer puts no other in its place, nor with ``overfit_batches``.
     """
+
+    is_fixed = False  # whether every epoch is the first one again
 
     def __init__(self, size: int, shuffle: bool, seed: int, rank: int, world_size: int):
         if 0 < size < world_size:  # the others would wait for a rank without a batch
@@ -25,11 +27,26 @@ class ShardedOrder(DistributedSampler):
         super().__init__(indices, world_size, rank, shuffle, seed)
         self.size, self.world_size = size, world_size
 
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(0 if self.is_fixed else epoch)
+
     def indices(self) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.rank, self.size, self.world_size)
-        order = generator(self.seed, self.epoch).permutation(self.size)
-        return order[: self.size - self.size % self.world_size][self.rank :: self.world_size]
+        return self.share(self.order())
+
+    def order(self) -> np.ndarray:
+        """The images of the epoch in the order in which all ranks together see them."""
+        return generator(self.seed, self.epoch).permutation(self.size)
+
+    def share(self, values: np.ndarray) -> np.ndarray:
+        """What this rank gets of values in that order."""
+        return values[: self.size - self.size % self.world_size][self.rank :: self.world_size]
+
+    def seeds(self, indices: np.ndarray) -> np.ndarray:
+        """The seeds by which the images are augmented."""
+        # of the image, not of the process: however many there are, it looks the same; zeros that nobody else draws with
+        return generator(self.seed, self.epoch, 0, 0).integers(2**63, size=self.size)[indices]
 
     def __len__(self) -> int:
         size = self.size - self.size % self.world_size if self.shuffle else self.size
@@ -37,9 +54,40 @@ class ShardedOrder(DistributedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         indices = self.indices()
-        # of the image, not of the process: however many there are, it looks the same; zeros that nobody else draws with
-        seeds = generator(self.seed, self.epoch, 0, 0).integers(2**63, size=self.size)[indices]
-        return zip(indices.tolist(), seeds.tolist(), strict=True)
+        return zip(indices.tolist(), self.seeds(indices).tolist(), strict=True)
+
+
+class BalancedOrder(ShardedOrder):
+    """A shuffled order that shows all classes equally often.
+
+    An epoch has as many images as there are: those of small classes several times, of large ones not all. Of a class,
+    every image is shown before one is shown again. Which of a large one are left out depends on (seed, epoch), and an
+    image that is shown again is augmented otherwise.
+
+    Args:
+        target: class indices (N,).
+        seed: of the run.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, target: np.ndarray, seed: int, rank: int, world_size: int):
+        super().__init__(len(target), True, seed, rank, world_size)
+        _, counts = np.unique(target, return_counts=True)
+        self.images_of_class = np.split(target.argsort(kind="stable"), counts.cumsum()[:-1])
+
+    def order(self) -> np.ndarray:
+        random, classes = generator(self.seed, self.epoch), self.images_of_class
+        wanted = np.full(len(classes), self.size // len(classes))
+        wanted[random.permutation(len(classes))[: self.size % len(classes)]] += 1
+        drawn = [
+            np.concatenate([random.permutation(images) for _ in range(-(-number // len(images)))] or [images])[:number]
+            for images, number in zip(classes, wanted.tolist(), strict=True)
+        ]
+        return random.permutation(np.concatenate(drawn))
+
+    def seeds(self, indices: np.ndarray) -> np.ndarray:
+        return self.share(super().seeds(np.arange(self.size)))
 
 
 class GroupedOrder(ShardedOrder):

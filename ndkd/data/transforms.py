@@ -1,6 +1,5 @@
 """What happens to an image between the file and the model: torchvision's transforms, and what they lack."""
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ndkd.errors import NdkdError
+from ndkd.seeds import seed_others
 
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's modes of more than eight bits
 BITS_PER_SAMPLE, SAMPLE_FORMAT, SIGNED = 258, 339, 2  # of TIFF
@@ -84,9 +84,7 @@ class RandAugment(nn.Module):
         self.policy = policy
 
     def forward(self, image: Image.Image) -> Image.Image:
-        seed = int(torch.randint(2**31, ()))  # it draws with Python's and NumPy's generators
-        random.seed(seed)
-        np.random.seed(seed)
+        seed_others()
         return self.augment(image)
 
     def extra_repr(self) -> str:

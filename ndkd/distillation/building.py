@@ -1,6 +1,6 @@
 """How a module's parts come together before the first step."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,12 @@ def dry_forward(module: Any) -> StepOutput:
         raise NdkdError(f"a model does not accept images of {size}: {error}") from error
     finally:
         module.train(was_training)
+
+
+def class_counts(trainer: Any) -> Sequence[int] | None:
+    """The training images of each class, where the DataModule tells them."""
+    counts: Mapping[str, Sequence[int]] = getattr(trainer.datamodule, "class_counts", {})
+    return counts.get("train")
 
 
 def image_shape(trainer: Any) -> Sequence[int]:

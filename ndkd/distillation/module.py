@@ -10,11 +10,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
+from ndkd.distillation.accuracies import accuracies
 from ndkd.distillation.averages import EpochAverages
-from ndkd.distillation.building import build_teacher, compile_model, dry_forward, image_shape
+from ndkd.distillation.building import build_teacher, class_counts, compile_model, dry_forward, image_shape
 from ndkd.distillation.checkpoint import keep_what_is_built, portable, say_what_differs, without_teacher
 from ndkd.distillation.objective import LossTerm, Objective, StepOutput, asks_for_teacher, check_names
 from ndkd.distillation.optimization import Decay, optimizers, parameter_groups
@@ -143,7 +143,7 @@ class DistillationModule(L.LightningModule):
                 self.projector = Projector(*widths, self.projector_std)
             if "class_means" in objective.inputs:  # the ClassMeans callback fills them
                 self.class_means = torch.full((self.student.num_classes, self.teacher.embedding_dim), float("nan"))
-        objective.build(dry_forward(self))
+        objective.build(dry_forward(self), class_counts(self.trainer))
         self.objective = objective
         for name, model in (("student", self.student), ("teacher", self.teacher)):
             mode = getattr(self.sources[name], "compile", None)
@@ -191,9 +191,7 @@ class DistillationModule(L.LightningModule):
 
     def build_metrics(self) -> None:
         """What ``update_metrics`` adds to."""
-        options: dict[str, Any] = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
-        ranks = (1, 5) if self.student.num_classes > 5 else (1,)
-        self.metrics = MetricCollection({f"acc{k}": MulticlassAccuracy(top_k=k, **options) for k in ranks})
+        self.metrics = accuracies(self.student.num_classes)
         self.cross_entropy = MeanMetric(nan_strategy="disable")  # its check for NaN would stop a GPU
 
     def forward_pair(self, batch: Any, teach: bool = True) -> StepOutput:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ndkd.distillation.class_weights import ClassWeights, check_class_weights, class_weights, set_class_weights
 from ndkd.errors import NdkdError
 from ndkd.models.output import ModelOutput
 
@@ -25,6 +26,8 @@ class LossTerm:
         warmup_epochs: the factor grows as min(1, epoch / warmup_epochs).
         inputs: names of outputs, such as ``student.logits`` or ``target``; by default ``loss.inputs``.
         warmup_from: the number of the first epoch, 0 or, as some recipes count, 1.
+        class_weights: how much each class counts, for a loss with a ``weight`` per class such as cross-entropy: a list
+            in the order of the classes, or ``balanced``, to make up for unequal numbers of training images.
     """
 
     loss: nn.Module
@@ -32,6 +35,7 @@ class LossTerm:
     warmup_epochs: int = 0
     inputs: list[str] | None = None
     warmup_from: int = 0
+    class_weights: ClassWeights | None = None
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_from"):
@@ -39,6 +43,8 @@ class LossTerm:
                 raise NdkdError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
         if self.weight is None or not 0 <= self.weight < inf:
             raise NdkdError(f"weight: wanted a number from 0 on, got {self.weight}; 0 leaves the term out")
+        if self.class_weights is not None:
+            check_class_weights(self.class_weights)
         if not isinstance(self.loss, nn.Module):
             raise NdkdError(f"loss: wanted a loss of ndkd.losses or of torch.nn, got {self.loss}")
         if self.inputs is not None and not self.inputs:
@@ -104,6 +110,7 @@ class Objective(nn.Module):
             self.add_module(name, term.loss)
         if not self.terms:
             raise NdkdError("no loss has a weight other than 0; give at least one term under losses")
+        self.is_weighted = all(term.class_weights is None for term in self.terms.values())
         if not any(source.startswith("student.") for source in self.inputs):
             raise NdkdError("no loss reads anything of the student, such as student.logits; it could not learn")
 
@@ -112,14 +119,15 @@ class Objective(nn.Module):
         """The names of all outputs that a term reads."""
         return {source for term in self.terms.values() for source in term.inputs or ()}
 
-    def build(self, output: StepOutput) -> None:
+    def build(self, output: StepOutput, class_counts: Sequence[int] | None = None) -> None:
         """Let every loss learn the shapes of the outputs, and try all of them; wanted before the optimizer is made.
 
         Args:
             output: of any batch; of the class means only the shape counts.
+            class_counts: the number of training images of each class, for balanced class weights.
 
         Raises:
-            NdkdError: an input that the output does not provide, or a loss that the outputs do not fit.
+            NdkdError: an input that the output does not provide, a loss that the outputs or class weights do not fit.
         """
         if output.class_means is not None:
             output = replace(output, class_means=torch.ones_like(output.class_means))
@@ -129,6 +137,9 @@ class Objective(nn.Module):
                 build: Callable[..., None] | None = getattr(term.loss, "build", None)
                 if build is not None:
                     build(output.student, output.teacher)
+                if term.class_weights is not None:
+                    number = output.student.logits.shape[1]
+                    set_class_weights(term.loss, class_weights(term.class_weights, number, class_counts))
                 with torch.no_grad():  # what does not fit is found before the run begins
                     value = term.loss.eval()(*inputs_of(term, output))
                 if not isinstance(value, Tensor) or value.ndim:
@@ -137,6 +148,7 @@ class Objective(nn.Module):
             except (ValueError, TypeError, RuntimeError) as error:
                 raise NdkdError(f"loss {name}: {error}") from error
             term.loss.train()
+        self.is_weighted = True
 
     def forward(self, output: StepOutput, epoch: float = inf) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and the value of each term before it is weighed.
@@ -146,8 +158,11 @@ class Objective(nn.Module):
             epoch: for the warm-up, the first being epoch 0; by default every warm-up is over.
 
         Raises:
-            NdkdError: an input that the output does not provide, or a value that a loss refuses.
+            NdkdError: an input that the output does not provide, a value that a loss refuses, or class weights that
+                wait for ``build``.
         """
+        if not self.is_weighted:
+            raise NdkdError("class_weights are not known yet: call build(output, class_counts) before the first step")
         values = {name: self._value(name, term, output) for name, term in self.terms.items()}
         factors = {name: term.factor(epoch) for name, term in self.terms.items()}
         return reduce(add, (factors[name] * value for name, value in values.items())), values
@@ -163,13 +178,18 @@ class Objective(nn.Module):
             raise
 
     def __str__(self) -> str:
-        return " + ".join(f"{term.weight:g}·{name}{_warmup(term)}" for name, term in self.terms.items())
+        return " + ".join(f"{term.weight:g}·{name}{_remarks(term)}" for name, term in self.terms.items())
 
 
-def _warmup(term: LossTerm) -> str:
-    if not term.warmup_epochs:
-        return ""
-    return f" (warm-up {term.warmup_epochs} epoch{'s' if term.warmup_epochs > 1 else ''})"
+def _remarks(term: LossTerm) -> str:
+    remarks = []
+    if term.warmup_epochs:
+        remarks.append(f"warm-up {term.warmup_epochs} epoch{'s' if term.warmup_epochs > 1 else ''}")
+    if term.class_weights is not None:
+        weight = getattr(term.loss, "weight", None)  # once it is built
+        known = isinstance(weight, Tensor)
+        remarks.append("class weights" + (f" {weight.min():.3g} to {weight.max():.3g}" if known else ""))
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def asks_for_teacher(inputs: Iterable[str]) -> bool:

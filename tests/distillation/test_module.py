@@ -219,6 +219,7 @@ def test_metrics(fit, make_module, terms, tiny_data, num_classes):
     wanted = {"acc1": hits[:, 0].float().mean()}
     if num_classes > 5:
         wanted["acc5"] = hits[:, :5].any(dim=1).float().mean()
+    wanted["balanced_acc"] = torch.stack([hits[target == k, 0].float().mean() for k in range(num_classes)]).mean()
     wanted["cross_entropy"] = F.cross_entropy(logits, target)
     found = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert found.keys() == {f"val/{name}" for name in wanted}
