@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
+from torchvision.transforms import v2
 
 from ndkd.callbacks import RunRecorder, checkpoint_callbacks
 from ndkd.data import (
@@ -103,7 +104,11 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(params=["folder", "imagenet", "coco", "grouped", "in memory", "digits"])
+def own():
+    return [v2.RandomResizedCrop(8), v2.ColorJitter(brightness=0.5)]
+
+
+@pytest.fixture(params=["folder", "imagenet", "coco", "grouped", "in memory", "digits", "own", "own in memory"])
 def make(request, folders):
     """Makes one of our DataModules, with workers where it has them."""
     boxes = [folders / "shapes" / "annotations" / f"instances_{split}.json" for split in ("train", "val")]
@@ -116,6 +121,12 @@ def make(request, folders):
         "grouped": lambda: CocoDataModule(*boxes, batch_size=2, num_workers=2, group_by_shape=True),
         "in memory": lambda: InMemoryImageFolderDataModule(folders, batch_size=2),
         "digits": lambda: DigitsDataModule(train_size=40, batch_size=8),
+        "own": lambda: ImageFolderDataModule(
+            folders, batch_size=2, image_size=8, num_workers=2, balanced_sampling=True, transforms=own()
+        ),
+        "own in memory": lambda: InMemoryImageFolderDataModule(
+            folders, batch_size=2, image_size=8, balanced_sampling=True, transforms=own()
+        ),
     }
     return makers[request.param]
 

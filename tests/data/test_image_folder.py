@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import re
 
 import lightning.pytorch as L
@@ -13,8 +14,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from ndkd.data import ImageFolderDataModule, ImageNetDataModule
+from ndkd.data.image_files import ImageFiles
 from ndkd.data.layouts import find_images
 from ndkd.errors import NdkdError
+from tests.command import refusal
 
 SIZES = [(40, 30), (30, 40), (64, 48), (33, 70), (24, 24)]
 
@@ -182,12 +185,91 @@ def test_neither_workers_nor_processes_change_the_images(photos, monkeypatch):
     assert all(same(alone, by_image(data.train_dataloader())))
     shards = []
     for rank in range(2):
-        data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": 2, "num_devices": 2})()
+        data.trainer = type(
+            "Trainer", (), {"global_rank": rank, "world_size": 2, "num_devices": 2, "overfit_batches": 0}
+        )()
         data.trainer.fit_loop = L.Trainer(logger=False, barebones=True).fit_loop
         shards.append(by_image(data.train_dataloader()))
     assert not shards[0].keys() & shards[1].keys()
     assert len(shards[0]) == len(shards[1]) == 4
     assert all(same(alone, shards[0]) + same(alone, shards[1]))
+
+
+def own():
+    """An augmentation of one's own, made of transforms that draw with three generators."""
+    return [v2.RandomResizedCrop(24), v2.RandomApply([v2.ColorJitter(0.5)], p=0.9), Drawn()]
+
+
+class Drawn(v2.Transform):
+    """Draws with Python and NumPy."""
+
+    def transform(self, inpt, params):
+        return inpt.roll(random.randrange(8), dims=2) ^ np.random.randint(64)
+
+
+def test_own_transforms_depend_on_seed_epoch_and_image_whatever_the_workers(photos, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    data = prepared(photos, batch_size=3, image_size=24, transforms=own())
+    first = by_image(data.train_dataloader())
+    random.seed(9)
+    np.random.seed(9)
+    workers = prepared(photos, batch_size=2, image_size=24, num_workers=2, transforms=own())
+    assert all(same(first, by_image(workers.train_dataloader())))
+    assert not any(same(first, by_image(data.train_dataloader(), epoch=1)))
+    assert not any(same(first, by_image(prepared(photos, image_size=24).train_dataloader())))
+    for loader in (data.class_mean_dataloader(), data.val_dataloader()):  # nothing but training is augmented
+        assert loader.dataset.transform is data.plain
+    assert data.class_mean_dataloader(augment=True).fingerprint() != data.class_mean_dataloader().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ([v2.RandomHorizontalFlip()], "transforms: wanted bytes or float32 of 3×24×24 after the last one "
+            "(RandomHorizontalFlip), got uint8 of "),
+        ([v2.CenterCrop(24), v2.Grayscale()], "transforms: wanted bytes or float32 of 3×24×24 after the last one "
+            "(Grayscale), got uint8 of 1×24×24 from uint8 of "),
+        ([v2.CenterCrop(24), v2.ToPILImage()], "transforms: wanted bytes or float32 of 3×24×24 after the last one "
+            "(ToPILImage), got a Image from "),
+        ([v2.CenterCrop(24), v2.ToDtype(torch.float64)], "transforms: wanted bytes or float32 of 3×24×24 after the last "
+            "one (ToDtype), got float64 of 3×24×24"),
+        ([v2.CenterCrop(24), v2.ToDtype(torch.float32)], "transforms: wanted bytes or floats in [0, 1], got floats up "
+            "to 2"),
+        ([v2.RandomCrop(200)], "transforms: RandomCrop fails on uint8 of 3×"),
+        ([v2.RandomApply([v2.Normalize([0.5], [0.5])])], "transforms: Normalize: each model normalises for itself; "
+            "leave it out"),
+        ([v2.MixUp(num_classes=3)], "transforms: MixUp mixes whole batches; leave it out, and set mixup of an "
+            "ImageFolderDataModule"),
+        ([], "transforms: wanted bytes or float32 of 3×24×24 after the last one (no transform), got uint8 of "),
+    ],
+)  # fmt: skip
+def test_transforms_that_make_no_batch_are_named_before_the_run(photos, transforms, message):
+    assert refusal(prepared, photos, image_size=24, transforms=transforms).startswith(message)
+
+
+@pytest.mark.parametrize("options", [{"erase": 0.5}, {"rand_augment": "rand-m9"}])
+def test_own_transforms_take_the_place_of_others(photos, options):
+    message = "transforms take the place of rand_augment and erase; leave these out"
+    assert refusal(prepared, photos, transforms=own(), **options) == message
+
+
+def test_an_image_that_is_shown_again_is_augmented_otherwise(photos):
+    few = prepared(photos, batch_size=5, balanced_sampling=True)
+    few.splits["train"] = ImageFiles(few.splits["train"].paths[:5], np.array([0, 0, 0, 0, 1]))
+    indices, images = few.train_dataloader().sampler.indices().tolist(), whole(few.train_dataloader())[0]
+    again = [image for index, image in zip(indices, images, strict=True) if index == 4]
+    assert len(again) in (2, 3)
+    assert not torch.equal(*again[:2])
+    assert few.class_counts == {"train": [2, 2], "val": [2, 3], "test": [2, 3]}
+
+
+def test_a_class_whose_training_images_are_all_damaged_is_named(root):
+    classes = sorted(path.name for path in (root / "train").iterdir())
+    for file in (root / "train" / classes[0]).iterdir():
+        file.unlink()  # a link to the others' photo
+        file.write_bytes(b"no image")
+    message = f"no training image of class {classes[0]}: none can be read; replace them, or drop the class"
+    assert refusal(prepared, root, on_error="skip") == message
 
 
 def test_the_global_generator_is_left_alone(photos):

@@ -1,15 +1,22 @@
 """Batches of small images: which ones, in which order, augmented how."""
 
+import random
 from functools import partial
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import functional as F
+from torchvision.transforms import v2
 
-from ndkd.data.in_memory_loader import CutOnCPU, CutOnDevice, InMemoryLoader
-from ndkd.data.samplers import ShardedOrder
+from ndkd.data import DigitsDataModule
+from ndkd.data.in_memory import InMemoryDataModule
+from ndkd.data.in_memory_loader import CutOnCPU, CutOnDevice, InMemoryLoader, TransformedLoader
+from ndkd.data.own_transforms import OwnTransforms
+from ndkd.data.samplers import BalancedOrder, ShardedOrder
 from ndkd.errors import NdkdError
+from tests.command import refusal
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
@@ -95,6 +102,132 @@ def test_a_seed_and_an_epoch_give_the_same_batches_whatever_was_drawn_before():
         assert torch.equal(left, right)
     for other in (epoch(loader(seed=3, **options), 2), epoch(loader(seed=4, **options), 1)):
         assert not torch.equal(other[1], epoch(resumed, 1)[1])
+
+
+def test_own_transforms_depend_on_seed_epoch_and_image_alone():
+    def transformed(batch_size=8, seed=3, world_size=1, rank=0):
+        order = ShardedOrder(len(IMAGES), True, seed, rank, world_size)
+        augmentation = OwnTransforms([v2.RandomCrop((6, 5), padding=2), v2.RandomHorizontalFlip()], (6, 5))
+        return TransformedLoader(IMAGES, TARGET, batch_size, order, augmentation)
+
+    def by_target(*args, **options):
+        images, target = epoch(*args, **options)
+        return {label: image for image, label in zip(images, target.tolist(), strict=True)}
+
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    first = by_target(transformed(), 1)
+    assert torch.equal(torch.rand(1), wanted)  # dropout draws what it drew before
+    assert first.keys() == set(TARGET)
+    random.seed(5)
+    for other in (transformed(batch_size=5), transformed(world_size=2), transformed(world_size=2, rank=1)):
+        assert all(torch.equal(image, first[label]) for label, image in by_target(other, 1).items())
+    for other in (by_target(transformed(), 2), by_target(transformed(seed=4), 1)):
+        assert sum(torch.equal(image, first[label]) for label, image in other.items()) < 8
+    images, _ = next(iter(transformed()))
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert 0.9 < images.max() <= 1
+    prints = [transformed(**options).fingerprint() for options in ({}, {"seed": 4}, {"batch_size": 5})]
+    assert prints[0] == prints[2] != prints[1]
+
+
+UNEVEN = np.repeat(np.arange(4), [1, 3, 10, 26])
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_balanced_order_shows_all_classes_equally_often(world_size):
+    seen = []
+    for number in range(3):
+        shards = []
+        for rank in range(world_size):
+            order = BalancedOrder(UNEVEN, 0, rank, world_size)
+            order.set_epoch(number)
+            shards.append(order.indices().tolist())
+            assert [index for index, _ in order] == shards[-1]
+        assert len({len(shard) for shard in shards}) == 1
+        together = [index for step in zip(*shards, strict=True) for index in step]
+        counts = np.bincount(UNEVEN[together], minlength=4)
+        assert counts.sum() == 40 - 40 % world_size
+        assert counts.max() - counts.min() <= world_size
+        times = np.bincount(together, minlength=40)
+        for k in range(4):
+            assert np.ptp(times[UNEVEN == k]) <= 1 + (world_size > 1)
+        seen.append(together)
+    assert seen[0] != seen[1]
+    assert len({*sum(seen, [])} & {*np.flatnonzero(UNEVEN == 3)}) > 12  # not always the same of a large class
+
+
+def test_what_all_ranks_see_is_what_one_sees():
+    alone = list(BalancedOrder(UNEVEN, 7, 0, 1))
+    shards = [list(BalancedOrder(UNEVEN, 7, rank, 2)) for rank in range(2)]
+    assert [item for step in zip(*shards, strict=True) for item in step] == alone
+    assert len({seed for _, seed in alone}) == 40
+
+
+def test_more_classes_than_images_of_some():
+    order = BalancedOrder(np.array([0, 5, 9]), 0, 0, 1)  # of which some have none
+    assert sorted(order.indices()) == [0, 1, 2]
+
+
+def test_overfitted_batches_are_the_same_in_every_epoch():
+    data = DigitsDataModule(train_size=40, batch_size=16)
+    data.setup()
+    first, *others = (fixed_batch(data, number) for number in (0, 1, 5))
+    assert all(torch.equal(one, other) for batch in others for one, other in zip(first, batch, strict=True))
+    assert len(set(first[1].tolist())) > 3  # not the first class alone
+
+
+def fixed_batch(data, number):
+    data.trainer = L.Trainer(logger=False, barebones=True, overfit_batches=1)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"val_size": 6}, {"train": [1, 3, 8, 22], "val": [0, 0, 2, 4], "test": [1, 1, 1, 1]}),
+        ({"train_size": 12}, {"train": [1, 1, 3, 7], "val": [1, 1, 1, 1], "test": [1, 1, 1, 1]}),
+    ],
+)
+def test_the_only_image_of_a_class_stays_in_training(options, sizes):
+    assert uneven(**options).class_counts == sizes
+
+
+def test_a_split_that_takes_all_of_a_class_is_refused():
+    message = "no training image of class b: val_size 36 takes all of them; lower it"
+    assert refusal(uneven, [1, 2, 10, 27], val_size=36) == message
+    message = "no training image of class b, c: train_size 5 is too few; raise it"
+    assert refusal(uneven, [1, 2, 10, 97], train_size=5) == message
+
+
+class Uneven(InMemoryDataModule):
+    num_classes, class_names = 4, "abcd"
+
+
+def uneven(counts=(1, 3, 10, 26), **options):
+    data = Uneven(pad=0, **options)
+    target = np.repeat(np.arange(4), counts)
+    test = np.zeros((4, 6, 6, 3), np.uint8), np.arange(4)
+    data.keep({"train": (np.zeros((len(target), 6, 6, 3), np.uint8), target), "test": test})
+    return data
+
+
+def test_balanced_counts_are_equal():
+    assert uneven(balanced_sampling=True).class_counts["train"] == [10] * 4
+
+
+def test_transforms_are_tried_before_the_run():
+    message = (
+        "transforms: wanted bytes or float32 of 3×6×6 after the last one (Resize), got uint8 of 3×8×8 from uint8 of "
+    )
+    message += "3×6×6; add or correct a transform such as RandomResizedCrop(size=[6, 6])"
+    assert refusal(uneven, transforms=[v2.Resize(8)]) == message
+    loader = uneven(transforms=[v2.RandomHorizontalFlip()]).train_dataloader()
+    assert isinstance(loader, TransformedLoader)
 
 
 def test_every_image_once_an_epoch():
