@@ -22,8 +22,8 @@ from torchvision.transforms import v2
 from ndkd.configuration.shipped import find_config
 from ndkd.errors import NdkdError, suggestion
 
-PACKAGES = ("torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms.v2", "timm", "lightning.pytorch")
-PACKAGES += ("ndkd",)
+PACKAGES = ["torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms.v2", "timm"]
+PACKAGES += ["lightning.pytorch", "ndkd"]
 # Of Lightning's only what evaluation may meet, and what neither writes files nor calls a function that it is given
 LIGHTNING = {"EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor", "Timer", "GradientAccumulationScheduler"}
 LIGHTNING |= {"TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary", "ReduceLROnPlateau"}

@@ -139,9 +139,10 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> Iterable:
         loader = self.loader("train", augment=True, shuffle=True)
         if self.trainer is not None:
-            loader.sampler.is_fixed = bool(self.trainer.overfit_batches)  # the same batches again and again
+            trainer: Any = self.trainer
+            loader.sampler.is_fixed = bool(trainer.overfit_batches)  # the same batches again and again
             # of a resumed run; the trainer tells it only after workers have begun to draw
-            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            progress = trainer.fit_loop.epoch_progress.current
             loader.sampler.set_epoch(progress.processed)
         return loader
 

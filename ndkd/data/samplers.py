@@ -52,7 +52,7 @@ class ShardedOrder(DistributedSampler, SequentialSampler):
         size = self.size - self.size % self.world_size if self.shuffle else self.size
         return len(range(self.rank, size, self.world_size))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # an index with a seed
         indices = self.indices()
         return zip(indices.tolist(), self.seeds(indices).tolist(), strict=True)
 
@@ -106,7 +106,7 @@ class GroupedOrder(ShardedOrder):
         size = super().__len__()
         return size - size % self.batch_size or size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # an index with a seed
         waiting: tuple[list[tuple[int, int]], ...] = ([], [])
         batches = -(-len(self) // self.batch_size)
         for item in super().__iter__():

@@ -186,9 +186,9 @@ def _remarks(term: LossTerm) -> str:
     if term.warmup_epochs:
         remarks.append(f"warm-up {term.warmup_epochs} epoch{'s' if term.warmup_epochs > 1 else ''}")
     if term.class_weights is not None:
-        weight = getattr(term.loss, "weight", None)  # once it is built
-        known = isinstance(weight, Tensor)
-        remarks.append("class weights" + (f" {weight.min():.3g} to {weight.max():.3g}" if known else ""))
+        weight = getattr(term.loss, "weight", None)
+        known = f" {weight.min():.3g} to {weight.max():.3g}" if isinstance(weight, Tensor) else ""  # once it is built
+        remarks.append(f"class weights{known}")
     return f" ({', '.join(remarks)})" if remarks else ""
 
 

@@ -231,8 +231,8 @@ def test_own_transforms_depend_on_seed_epoch_and_image_whatever_the_workers(phot
             "(Grayscale), got uint8 of 1×24×24 from uint8 of "),
         ([v2.CenterCrop(24), v2.ToPILImage()], "transforms: wanted bytes or float32 of 3×24×24 after the last one "
             "(ToPILImage), got a Image from "),
-        ([v2.CenterCrop(24), v2.ToDtype(torch.float64)], "transforms: wanted bytes or float32 of 3×24×24 after the last "
-            "one (ToDtype), got float64 of 3×24×24"),
+        ([v2.CenterCrop(24), v2.ToDtype(torch.float64)], "transforms: wanted bytes or float32 of 3×24×24 after the "
+            "last one (ToDtype), got float64 of 3×24×24"),
         ([v2.CenterCrop(24), v2.ToDtype(torch.float32)], "transforms: wanted bytes or floats in [0, 1], got floats up "
             "to 2"),
         ([v2.RandomCrop(200)], "transforms: RandomCrop fails on uint8 of 3×"),

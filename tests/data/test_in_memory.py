@@ -153,7 +153,7 @@ def test_a_balanced_order_shows_all_classes_equally_often(world_size):
         assert counts.max() - counts.min() <= world_size
         times = np.bincount(together, minlength=40)
         for k in range(4):
-            assert np.ptp(times[UNEVEN == k]) <= 1 + (world_size > 1)
+            assert np.ptp(times[k == UNEVEN]) <= 1 + (world_size > 1)
         seen.append(together)
     assert seen[0] != seen[1]
     assert len({*sum(seen, [])} & {*np.flatnonzero(UNEVEN == 3)}) > 12  # not always the same of a large class

@@ -69,9 +69,10 @@ def test_a_loss_of_ones_own_is_weighted():
             "one number per class"),
         ({"wanted": "balanced"}, [1, 0, 3], "loss ce: class_weights: balanced wants a training image of each class, "
             "class 1 has none"),
-        ({"wanted": "balanced"}, [1, 2], "loss ce: class_weights: the data counts images of 2 classes, the student has 3"),
-        ({"wanted": [1, 1, 1], "loss": nn.L1Loss}, None, "loss ce: L1Loss has no weight per class; class_weights are for "
-            "losses that have one, such as torch.nn.CrossEntropyLoss"),
+        ({"wanted": "balanced"}, [1, 2], "loss ce: class_weights: the data counts images of 2 classes, the student "
+            "has 3"),
+        ({"wanted": [1, 1, 1], "loss": nn.L1Loss}, None, "loss ce: L1Loss has no weight per class; class_weights are "
+            "for losses that have one, such as torch.nn.CrossEntropyLoss"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(term, counts, message):
