@@ -76,6 +76,7 @@ class WarmupMultiStepLR(LambdaLR):
                 f"{warmup_steps} and {warmup_factor}"
             )
         self.milestones, self.gamma = list(milestones), gamma
+        self.warmup_steps, self.warmup_factor = warmup_steps, warmup_factor  # part of the state
 
         def factor(step: int) -> float:
             share = step / warmup_steps if step < warmup_steps else 1.0

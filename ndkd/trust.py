@@ -24,9 +24,11 @@ from ndkd.errors import NdkdError, suggestion
 
 PACKAGES = ["torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms.v2", "timm"]
 PACKAGES += ["lightning.pytorch", "ndkd"]
-# Of Lightning's only what evaluation may meet, and what neither writes files nor calls a function that it is given
+# Of Lightning's and of our callbacks only what evaluation may meet, and what neither writes files nor calls a function
+# that it is given
 LIGHTNING = {"EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor", "Timer", "GradientAccumulationScheduler"}
 LIGHTNING |= {"TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary", "ReduceLROnPlateau"}
+LIGHTNING |= {"EMAWeightAveraging", "Freezing"}
 LIGHTNING |= {"SingleDeviceStrategy", "DDPStrategy"}
 LIGHTNING |= {"LightningEnvironment", "SLURMEnvironment", "TorchElasticEnvironment"}
 # where a class is named without its module
@@ -202,7 +204,7 @@ def is_builder(name: str) -> bool:
         return False  # what a module has imported for itself
     if not isinstance(found, type):
         return ":" in name and _is_registered(found)
-    if _is_under(home, ["lightning"]):
+    if _is_under(home, ["lightning", "ndkd.callbacks"]):
         return found.__name__ in LIGHTNING
     if _is_under(home, ["torchvision.transforms"]):  # Lambda calls whatever function it is given
         return issubclass(found, v2.Transform) and found is not v2.Lambda

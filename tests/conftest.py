@@ -33,6 +33,8 @@ def pytest_configure(config):
         "treespec, LeafSpec",
         "is not empty",
         "callbacks used to create the checkpoint",
+        "WeightAveraging",
+        "overridden `on_before_batch_transfer`",
     ):
         config.addinivalue_line("filterwarnings", f"ignore:.*{meant}")
 

@@ -1,7 +1,8 @@
-"""Callbacks: class means, feature statistics, the run folder."""
+"""Callbacks: class means, frozen parts, feature statistics, the run folder."""
 
 from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
+from ndkd.callbacks.freezing import Freezing
 from ndkd.callbacks.run_recorder import RunRecorder, in_order

@@ -29,8 +29,12 @@ class ClassSums:
         self.span = torch.tensor([-num_classes, 0], device=self.device)  # of the labels: minus the lowest, the highest
 
     def add(self, embedding: Tensor, label: Tensor) -> None:
-        """Add embeddings (N, D) of classes (N,)."""
+        """Add embeddings (N, D) of classes (N,), or each to its share of soft labels (N, C)."""
         embedding, label = embedding.to(self.device).double(), label.to(self.device)
+        if label.ndim == 2:
+            self.sums += label.double().T @ embedding
+            self.counts += label.double().sum(dim=0)
+            return
         self.span = torch.maximum(self.span, torch.stack([-label.min(), label.max()]))
         # a wrong one is named by ``means``, by every rank: none waits for another
         label = label.clamp(0, len(self.counts) - 1)
@@ -63,4 +67,4 @@ class ClassSums:
             raise NdkdError("the teacher's embeddings are not finite; is its checkpoint damaged?")
         if not self.sums.any():
             raise NdkdError("the teacher's embeddings are all 0, no class has a direction; is its checkpoint damaged?")
-        return (self.sums / self.counts.clamp_min(1).unsqueeze(1)).float(), absent
+        return (self.sums / torch.where(self.counts > 0, self.counts, 1.0).unsqueeze(1)).float(), absent

@@ -32,10 +32,11 @@ class RunRecorder(Checkpoint):
     Args:
         run: the folder.
         config: the resolved configuration as YAML.
+        is_tested: a test follows, before which the run is not finished.
     """
 
-    def __init__(self, run: Run, config: str):
-        self.run, self.config = run, config
+    def __init__(self, run: Run, config: str, is_tested: bool = False):
+        self.run, self.config, self.is_tested = run, config, is_tested
         self._started: float | None = None
         self._seconds = 0.0
         self._predictions: list[torch.Tensor] | None = None
@@ -120,7 +121,7 @@ class RunRecorder(Checkpoint):
         if self._started is not None:  # else nothing was left to train
             now = time.time()
             ended = {"seconds": round(now - self._started, 3), "date": date.fromtimestamp(now).isoformat()}
-            self.run.update_status(state="finished", **ended)
+            self.run.update_status(state="running" if self.is_tested else "finished", **ended)
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint):
                     for logger in trainer.loggers:

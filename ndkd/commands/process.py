@@ -37,5 +37,7 @@ def quiet() -> None:
         "callbacks used to create the checkpoint",
         "not supported by the model summary",
         "sync_dist=True",
+        "WeightAveraging",
+        "overridden `on_before_batch_transfer`",
     ):
         warnings.filterwarnings("ignore", f".*{meant}")

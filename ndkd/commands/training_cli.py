@@ -2,14 +2,12 @@
 
 import os
 import signal
-import sys
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -25,16 +23,16 @@ from ndkd.callbacks.opening import Opening
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
 from ndkd.commands.class_accuracy import of_each_class, of_unmeasured
 from ndkd.commands.final_test import log_results
+from ndkd.commands.run_state import check_epochs_left, end_of_run, say_what_changed
 from ndkd.commands.stored_config import with_stored_config
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
 from ndkd.configuration.arguments import default_run_dir, with_found_configs
-from ndkd.configuration.entries import differences
 from ndkd.configuration.nulls import check_nulls
 from ndkd.configuration.overlays import with_merged_losses
 from ndkd.data.base import HasClassCounts
 from ndkd.data.from_config import has_test
 from ndkd.distillation.module import DistillationModule
-from ndkd.errors import Damaged, NdkdError, words_of
+from ndkd.errors import NdkdError, words_of
 from ndkd.files import check_folder
 from ndkd.lock import locked
 from ndkd.models.checkpoint import read_checkpoint
@@ -124,7 +122,7 @@ class TrainingCLI(LightningCLI):
         if _is_rank_zero():
             taken = locked(folder.path, "run folder", "choose another with --run_dir DIR")
             folder.lock = self.until_the_end.enter_context(taken)
-            self.until_the_end.callback(end_of_run, folder)
+            self.until_the_end.push(lambda kind, error, trace: end_of_run(folder, error))
             stop.advice = lambda: f"--ckpt_path last {GOES_ON}" if folder.is_used else "no epoch was finished"
         if folder.is_used and resume is None:
             raise NdkdError(
@@ -157,6 +155,8 @@ class TrainingCLI(LightningCLI):
                 "model.init_args.student.checkpoint"
             )
         check_run_checkpoint(content, name)
+        if self.subcommand == "fit":
+            check_epochs_left(content, self.config.fit.trainer.max_epochs)
         if self.subcommand != "fit" and "name" in student:  # its weights and normalisation are in the checkpoint
             student.checkpoint, student.pretrained = None, False
             known = Known.of(content).student
@@ -170,12 +170,12 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             text, run = self.resolved(), self.run_folder
             if self.config.fit.ckpt_path and _is_rank_zero():
-                _say_what_changed(run, text)
+                say_what_changed(run, text)
             callbacks = [
                 *callbacks,
                 FeatureStatistics(run),
                 DetectionPictures(run),
-                RunRecorder(run, text),
+                RunRecorder(run, text, is_tested=True),
                 *checkpoint_callbacks(run, self.model.headline[0]),
             ]
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
@@ -277,23 +277,3 @@ class TrainingCLI(LightningCLI):
 def _is_rank_zero() -> bool:
     """Before there is a trainer that knows."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def end_of_run(run: Run) -> None:
-    """However it ends, nothing runs in the folder any more: one that was killed may have left this to the next."""
-    if run.is_kept and run.status().get("state") == "running":
-        run.update_status(state="interrupted")
-
-
-def _say_what_changed(run: Run, config: str) -> None:
-    """Before a resume, a line for each entry of the configuration that differs from the run's so far."""
-    try:
-        before = run.read_config() if run.config.is_file() else {}
-    except Damaged as error:  # the run that starts writes it
-        return print(f"ndkd: {error}", file=sys.stderr)
-    for name, (value, old) in differences(yaml.safe_load(config), before).items():
-        if name != "trainer.max_epochs":
-            kept = "; a resumed optimizer keeps its own" if ".optimizer." in name else ""
-            old = str(old)[:200]
-            print(f"ndkd: {name} is {str(value)[:200]} in the configuration, {old} in the run so far{kept}")
-    return None

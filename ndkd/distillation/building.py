@@ -6,11 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ndkd.distillation.objective import StepOutput
+from ndkd.distillation.objective import Objective, StepOutput, asks_for_teacher
 from ndkd.errors import NdkdError
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
+from ndkd.models.projector import Projector
 from ndkd.models.teacher import fold_batchnorm, freeze
+
+
+def build_for_training(module: Any) -> None:
+    """Give a module that has a student its teacher, projector and objective, as far as its loss terms ask for them."""
+    objective = Objective(module.losses)
+    if asks_for_teacher(objective.inputs):
+        module.teacher = build_teacher(module, objective.inputs).to(memory_format=module.memory_format)
+        widths = module.student.embedding_dim, module.teacher.embedding_dim
+        if "student.projected" in objective.inputs and widths[0] != widths[1]:
+            module.projector = Projector(*widths, module.projector_std)
+        if "class_means" in objective.inputs:  # the ClassMeans callback fills them
+            module.class_means = torch.full((module.student.num_classes, widths[1]), float("nan"))
+    objective.build(dry_forward(module), class_counts(module.trainer))
+    module.objective = objective
+    for name, model in (("student", module.student), ("teacher", module.teacher)):
+        mode = getattr(module.sources[name], "compile", None)
+        if model is not None and isinstance(mode, str):  # a ready model's is a method
+            compile_model(model, mode, is_frozen=name == "teacher")
+            module.is_compiled = True
 
 
 def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:
@@ -80,8 +100,12 @@ def image_shape(trainer: Any) -> Sequence[int]:
     """
     shape = getattr(trainer.datamodule, "image_shape", None)
     if shape is None:
-        images = next(iter(trainer.fit_loop._data_source.dataloader()))[0]
-        if not isinstance(images, Tensor):
+        batch = next(iter(trainer.fit_loop._data_source.dataloader()), None)
+        if batch is None:
+            raise NdkdError("no epoch was trained: there was no batch of training images")
+        if not isinstance(batch, list | tuple):
+            raise NdkdError(f"wanted batches (images, targets), got a {type(batch).__name__}")
+        if not isinstance(batch[0], Tensor):
             raise NdkdError("a classifier wants images of one size; detectors are a DetectionDistillationModule's")
-        shape = images.shape[1:]
+        shape = batch[0].shape[1:]
     return shape

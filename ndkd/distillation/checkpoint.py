@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndkd.configuration.entries import differences
 from ndkd.models.checkpoint import check_keys
@@ -14,12 +13,7 @@ from ndkd.models.features import FeatureExtractor
 
 # "loss_modules." is the objective of earlier versions
 TRAINING_ONLY = ("teacher.", "projector.", "objective.", "loss_modules.", "class_means")
-
-
-def without_teacher(module: nn.Module) -> None:
-    """Have the module's ``state_dict`` leave the teacher out, and ``load_state_dict`` not miss it."""
-    module.register_state_dict_post_hook(_drop_teacher)
-    module.register_load_state_dict_post_hook(_forgive_teacher)
+TRAINED = "current_model_state"  # beside the averages, by Lightning's WeightAveraging
 
 
 def portable(config: ModelConfig, built: FeatureExtractor) -> dict[str, Any]:
@@ -37,25 +31,42 @@ def say_what_differs(hyper_parameters: Mapping[str, Any], checkpoint: dict[str, 
         print(f"ndkd: {name} is {value} in the configuration, {before} in the checkpoint")
 
 
-def keep_what_is_built(module: Any, checkpoint: dict[str, Any]) -> None:
+def keep_class_means(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Store the class means among the weights: they are none of the module's, and a resumed run keeps them."""
+    if module.class_means is not None:
+        checkpoint["state_dict"]["class_means"] = module.class_means
+
+
+def keep_what_is_built(module: Any, checkpoint: dict[str, Any], goes_on: bool, averages: bool) -> None:
     """Leave in a checkpoint what this stage has built; the class means come with it.
+
+    Args:
+        module: whose weights will be loaded.
+        checkpoint: of a run; where weights were averaged, the averages are its weights.
+        goes_on: a training does, with the weights that it had.
+        averages: it still averages them.
 
     Raises:
         NdkdError: weights that do not fit.
     """
-    weights: dict[str, Tensor] = checkpoint["state_dict"]
-    if module.class_means is None and "class_means" in weights:
-        module.class_means = torch.empty_like(weights["class_means"])
+    _take_class_means(module, checkpoint["state_dict"])
+    if goes_on and not averages:
+        checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])
+    if not (goes_on and averages):  # else Lightning's callback would take them in a test, too
+        checkpoint.pop(TRAINED, None)
     own = module.state_dict()
-    kept = {key: value for key, value in weights.items() if key in own or not key.startswith(TRAINING_ONLY)}
-    check_keys(own, kept, "the checkpoint")
-    checkpoint["state_dict"] = kept
+    for name in ("state_dict", TRAINED):
+        if name in checkpoint:
+            weights: dict[str, Tensor] = checkpoint[name]
+            kept = {key: value for key, value in weights.items() if key in own or not key.startswith(TRAINING_ONLY)}
+            check_keys(own, kept, "the checkpoint")
+            checkpoint[name] = kept
 
 
-def _drop_teacher(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
-    for key in [key for key in state_dict if key.startswith(f"{prefix}teacher.")]:
-        del state_dict[key]
-
-
-def _forgive_teacher(module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("teacher.")]
+def _take_class_means(module: Any, weights: dict[str, Tensor]) -> None:
+    found, wanted = weights.get("class_means"), module.class_means
+    if found is None:
+        return
+    if wanted is not None:
+        check_keys({"class_means": wanted}, {"class_means": found}, "the checkpoint")
+    module.class_means = found.to(module.device, module.dtype)

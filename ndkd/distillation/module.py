@@ -1,33 +1,33 @@
 """A student that learns from a frozen teacher, for Lightning's trainer."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from math import inf
 from typing import Any, Literal
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 
 from ndkd.distillation.accuracies import accuracies
 from ndkd.distillation.averages import EpochAverages
-from ndkd.distillation.building import build_teacher, class_counts, compile_model, dry_forward, image_shape
-from ndkd.distillation.checkpoint import keep_what_is_built, portable, say_what_differs, without_teacher
-from ndkd.distillation.objective import LossTerm, Objective, StepOutput, asks_for_teacher, check_names
-from ndkd.distillation.optimization import Decay, optimizers, parameter_groups
+from ndkd.distillation.batches import check_labels, hard, images_and_target
+from ndkd.distillation.building import build_for_training, image_shape
+from ndkd.distillation.checkpoint import portable
+from ndkd.distillation.constants import ModuleWithConstants
+from ndkd.distillation.learning_rate import follow_configuration, step_plateaus
+from ndkd.distillation.objective import LossTerm, Objective, StepOutput, check_names
+from ndkd.distillation.optimization import Decay, optimizers, trained_groups, with_total_steps
 from ndkd.errors import NdkdError
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
 from ndkd.models.layers import draw_linear_layers
-from ndkd.models.projector import Projector
 from ndkd.models.run_checkpoint import Known
 from ndkd.seeds import run_seed, seed_torch
 
 
-class DistillationModule(L.LightningModule):
+class DistillationModule(ModuleWithConstants):
     """Train a student on any sum of loss terms; no method has a class of its own.
 
     Everything is built once, in ``configure_model``: the student first and from the seed alone, so that every
@@ -83,13 +83,10 @@ class DistillationModule(L.LightningModule):
         self.decay, self.projector_std, self.linear_std = decay, projector_std, linear_std
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.student: FeatureExtractor = None  # type: ignore[assignment]  # until it is built
-        self.teacher: FeatureExtractor | None = None
         self.projector: nn.Module | None = None
         self.objective: Objective = None  # type: ignore[assignment]  # in fit alone
         self.is_compiled = False
-        self.register_buffer("class_means", None)
         self.hparams.update(Known(num_classes, class_names).hyper_parameters())
-        without_teacher(self)
 
     @property
     def num_classes(self) -> int | None:
@@ -105,12 +102,11 @@ class DistillationModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build student, teacher, projector and objective, and check that every input of every term is provided."""
-        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         with torch.device("cpu"):  # on a GPU the same seed would draw another student
             if self.student is None:
                 self.build_student()
-            if fitting and self.objective is None:
-                self._build_for_training()
+            if self.is_fitting and self.objective is None:
+                build_for_training(self)
 
     def build_student(self) -> None:
         """The student from the seed alone, so that every method starts from the same one."""
@@ -134,27 +130,6 @@ class DistillationModule(L.LightningModule):
             )
         self.build_metrics()
 
-    def _build_for_training(self) -> None:
-        objective = Objective(self.losses)
-        if asks_for_teacher(objective.inputs):
-            self.teacher = build_teacher(self, objective.inputs).to(memory_format=self.memory_format)
-            widths = self.student.embedding_dim, self.teacher.embedding_dim
-            if "student.projected" in objective.inputs and widths[0] != widths[1]:
-                self.projector = Projector(*widths, self.projector_std)
-            if "class_means" in objective.inputs:  # the ClassMeans callback fills them
-                self.class_means = torch.full((self.student.num_classes, self.teacher.embedding_dim), float("nan"))
-        objective.build(dry_forward(self), class_counts(self.trainer))
-        self.objective = objective
-        for name, model in (("student", self.student), ("teacher", self.teacher)):
-            mode = getattr(self.sources[name], "compile", None)
-            if model is not None and isinstance(mode, str):  # a ready model's is a method
-                compile_model(model, mode, is_frozen=name == "teacher")
-                self.is_compiled = True
-        # equal on every rank: neither in DDP's buckets nor broadcast every step
-        names = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
-        constant = [name for name in names if name.startswith(("teacher.", "class_means"))]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
-
     def train(self, mode: bool = True) -> "DistillationModule":
         """Switch the student's mode; the teacher stays in evaluation mode, its BatchNorm statistics untouched."""
         super().train(mode)
@@ -163,9 +138,14 @@ class DistillationModule(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        names: Callable[[], Iterable[str]] = getattr(self.student.model, "no_weight_decay", tuple)  # timm's word
-        groups = parameter_groups(self.named_parameters(), self.decay, {f"student.model.{name}" for name in names()})
-        return optimizers(groups, self.make_optimizer, self.make_lr_scheduler, self.lr_interval, self.trainer)
+        return optimizers(
+            trained_groups(self), self.make_optimizer, self.make_lr_scheduler, self.lr_interval, self.trainer
+        )
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Those that wait for a metric have been stepped by ``on_train_epoch_end``."""
+        if metric is None:
+            scheduler.step()
 
     # ---- what a task overrides ------------------------------------------------------------------------------------
 
@@ -196,7 +176,7 @@ class DistillationModule(L.LightningModule):
 
     def forward_pair(self, batch: Any, teach: bool = True) -> StepOutput:
         """A batch through the student and, in training, the teacher."""
-        images, target = self._floats(batch[0]), batch[1]
+        images, target = self._read(batch)
         if self.is_compiled:
             torch.compiler.cudagraph_mark_step_begin()  # what the last batch left may be overwritten
         student = self.student(images)
@@ -206,18 +186,17 @@ class DistillationModule(L.LightningModule):
         if teach and self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher(images)
-        return StepOutput(student, target, teacher, self.class_means)
+        return StepOutput(student, target if teach else hard(target), teacher, self.class_means)
 
     @torch.no_grad()
     def teacher_embeddings(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
-        return self.teacher(self._floats(batch[0])).embedding, batch[1]  # type: ignore[misc]  # there is one
+        images, target = self._read(batch)
+        return self.teacher(images).embedding, target  # type: ignore[misc]  # there is one
 
-    def _floats(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], in the models' memory format; bytes are a quarter of what has to be moved."""
-        if images.dtype == torch.uint8:
-            images = images.to(self.dtype).div_(255)
-        return images.to(memory_format=self.memory_format)
+    def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images, target = images_and_target(batch, next(self.student.parameters()).dtype, self.student.num_classes)
+        return images.to(memory_format=self.memory_format), target
 
     def update_metrics(self, output: Any) -> None:
         """Add a batch to the metrics of an evaluation."""
@@ -247,6 +226,14 @@ class DistillationModule(L.LightningModule):
     def on_train_start(self) -> None:
         if self.class_means is not None and self.class_means.isnan().any():
             raise NdkdError("there are no class means: give the trainer callbacks=[ClassMeans()]")
+        if self.make_lr_scheduler is not None and self.trainer.global_step:  # it goes on
+            make_scheduler = with_total_steps(self.make_lr_scheduler, self.trainer, self.lr_interval)
+            follow_configuration(self.trainer, self.make_optimizer, make_scheduler)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if not self.trainer.predicting:
+            check_labels(batch, self.student.num_classes)
+        return batch
 
     def on_train_epoch_start(self) -> None:
         seed_torch(self.seed, self.current_epoch, self.global_rank)  # dropout and the like: the same after a resume
@@ -264,7 +251,9 @@ class DistillationModule(L.LightningModule):
             raise NdkdError(
                 f"the student's outputs are not finite after epoch {self.current_epoch}; lower the learning rate"
             )
-        self.log_dict({f"train/{name}": mean for name, mean in means.items()}, rank_zero_only=True)
+        logged = {f"train/{name}": mean for name, mean in means.items()}
+        self.log_dict(logged, rank_zero_only=True)
+        step_plateaus(self.trainer, logged)
         self.log("train/lr", self._lr, rank_zero_only=True)
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
@@ -288,11 +277,3 @@ class DistillationModule(L.LightningModule):
     def _log_metrics(self, stage: str) -> None:
         for name, value in self.compute_metrics(stage).items():
             self.log(f"{stage}/{name}", value, prog_bar=(stage, name) == ("val", self.headline[0]))
-
-    # ---- checkpoints ----------------------------------------------------------------------------------------------
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what this stage has built, and say where the configuration differs from the checkpoint's."""
-        if self.global_rank == 0:
-            say_what_differs(self.hparams, checkpoint)
-        keep_what_is_built(self, checkpoint)

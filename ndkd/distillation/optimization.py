@@ -5,15 +5,25 @@ from math import inf
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
 
-from ndkd.distillation.rehearsal import rehearsed
+from ndkd.distillation.rehearsal import MakeOptimizer, MakeScheduler, rehearsed, waits_for_a_metric
 from ndkd.errors import NdkdError
 
 Decay = Literal["all", "matrices", "recommended"]
 Named = Iterable[tuple[str, nn.Parameter]]
-MakeOptimizer = Callable[[list[Any]], Optimizer]
-MakeScheduler = Callable[..., Any]
+
+
+def trained_groups(module: Any) -> list[Any]:
+    """What a module trains, in the groups that its ``decay`` asks for.
+
+    Raises:
+        NdkdError: nothing of the student is left to train.
+    """
+    if not any(parameter.requires_grad for parameter in module.student.parameters()):
+        raise NdkdError("the student has nothing to train: all of its parameters are frozen (requires_grad is False)")
+    names: Callable[[], Iterable[str]] = getattr(module.student.model, "no_weight_decay", tuple)  # timm's word
+    exempt = {f"student.model.{name}" for name in names()}
+    return parameter_groups(module.named_parameters(), module.decay, exempt)
 
 
 def parameter_groups(named: Named, decay: Decay, exempt: Collection[str] = ()) -> list[Any]:
@@ -54,8 +64,33 @@ def optimizers(
     optimizer, scheduler = rehearsed(make_optimizer, groups, make_scheduler, trainer.max_epochs)
     if scheduler is None:
         return optimizer
-    monitor = getattr(scheduler, "monitor", None)  # of Lightning's ReduceLROnPlateau
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": monitor}}
+    config = {"scheduler": scheduler, "interval": interval}
+    if waits_for_a_metric(scheduler):
+        config |= _on_a_metric(scheduler, interval, trainer)
+    return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def _on_a_metric(scheduler: Any, interval: str, trainer: Any) -> dict[str, Any]:
+    """How a schedule is stepped that waits for a metric.
+
+    Raises:
+        NdkdError: a metric that there will not be when it is stepped.
+    """
+    kind, monitor = type(scheduler).__name__, getattr(scheduler, "monitor", None)
+    of_validation = str(monitor).startswith("val/")
+    why = None
+    if monitor is None:
+        why = "wanted the name of a metric; use lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/cross_entropy"
+    elif monitor.startswith("features/"):
+        why = f"{monitor} is measured when the learning rate is set already; wanted one of val/… or train/…"
+    elif of_validation and not trainer.limit_val_batches:
+        why = f"there is no {monitor} without validation images"
+    if why:
+        raise NdkdError(f"lr_scheduler {kind}: monitor: {why}")
+    if interval == "step":
+        raise NdkdError(f"lr_scheduler {kind}: {monitor} is measured once an epoch; set lr_interval: epoch")
+    every = (of_validation and trainer.check_val_every_n_epoch) or 1
+    return {"monitor": monitor, "reduce_on_plateau": True, "frequency": every}
 
 
 def with_total_steps(make_scheduler: MakeScheduler, trainer: Any, interval: str) -> MakeScheduler:

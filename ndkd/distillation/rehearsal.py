@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ndkd.errors import NdkdError, words_of
 
@@ -18,12 +19,14 @@ SHARE, NOT_NEGATIVE, POSITIVE = (0, 1, "from 0 to below 1"), (0, inf, "from 0 on
 OPTIMIZER_NUMBERS = {"lr": POSITIVE, "momentum": SHARE, "weight_decay": NOT_NEGATIVE, "dampening": SHARE}
 SCHEDULE_NUMBERS = dict.fromkeys(("T_max", "T_0", "T_mult", "step_size", "gamma", "total_iters"), POSITIVE)
 Groups = list[Any]
+MakeOptimizer = Callable[[Groups], Optimizer]
+MakeScheduler = Callable[..., Any]
 
 
 def rehearsed(
-    make_optimizer: Callable[[Groups], Optimizer],
+    make_optimizer: MakeOptimizer,
     groups: Groups,
-    make_scheduler: Callable[[Optimizer], Any] | None,
+    make_scheduler: MakeScheduler | None,
     steps: int | None,
 ) -> tuple[Optimizer, Any]:
     """An optimizer and its learning rate scheduler, if there is one, that can do what they will have to.
@@ -39,12 +42,12 @@ def rehearsed(
             or leads to a learning rate that is none.
     """
     try:
-        tiny = make_optimizer(_tiny(groups))
-        _check_numbers(type(tiny).__name__, tiny.param_groups[0], OPTIMIZER_NUMBERS)
-        scheduler = make_scheduler(tiny) if make_scheduler else None
+        trial = make_optimizer(tiny(groups))
+        _check_numbers(type(trial).__name__, trial.param_groups[0], OPTIMIZER_NUMBERS)
+        scheduler = make_scheduler(trial) if make_scheduler else None
         if scheduler is not None:
             _check_schedule(scheduler)
-        _rehearse(tiny, scheduler, MOST_STEPS if steps is None or steps < 0 else min(steps, MOST_STEPS))
+        _rehearse(trial, scheduler, MOST_STEPS if steps is None or steps < 0 else min(steps, MOST_STEPS))
         optimizer = make_optimizer(groups)
         return optimizer, make_scheduler(optimizer) if make_scheduler else None
     except NdkdError:
@@ -54,9 +57,10 @@ def rehearsed(
         raise NdkdError(f"optimizer or lr_scheduler: {words_of(error)}{hint}") from error
 
 
-def _tiny(groups: Groups) -> Groups:
+def tiny(groups: Groups) -> Groups:
+    """Groups of as many parameters as these, of at most 2 numbers in each dimension."""
     if groups and isinstance(groups[0], dict):
-        return [{**group, "params": _tiny(group["params"])} for group in groups]
+        return [{**group, "params": tiny(group["params"])} for group in groups]
     return [nn.Parameter(_small(parameter)) for parameter in groups]
 
 
@@ -71,7 +75,7 @@ def _rehearse(optimizer: Optimizer, scheduler: Any, steps: int) -> None:
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(_loss)
-    if scheduler is None or hasattr(scheduler, "monitor"):  # it waits for a metric
+    if scheduler is None or waits_for_a_metric(scheduler):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -83,6 +87,11 @@ def _rehearse(optimizer: Optimizer, scheduler: Any, steps: int) -> None:
                     "correct its options"
                 )
             scheduler.step()
+
+
+def waits_for_a_metric(scheduler: Any) -> bool:
+    """Whether a schedule is stepped with a metric's value, as Lightning's and torch's ReduceLROnPlateau are."""
+    return hasattr(scheduler, "monitor") or isinstance(scheduler, ReduceLROnPlateau)
 
 
 def _loss() -> Any:

@@ -1,9 +1,13 @@
 """What the tests of a module look at it with."""
 
 import lightning.pytorch as L
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from ndkd.callbacks import RunRecorder, checkpoint_callbacks
+from ndkd.runs import Run
 
 
 class Watch(L.Callback):
@@ -82,3 +86,41 @@ def foreign_loader(size=20, shuffle=False):
     random = torch.Generator().manual_seed(0)
     images, target = torch.rand(size, 3, 8, 8, generator=random), torch.arange(size) % 10
     return DataLoader(TensorDataset(images, target), batch_size=8, shuffle=shuffle)
+
+
+class Break(L.Callback):
+    """Ctrl-C at the start of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def unbroken_and_resumed(fit, make, folder, callbacks=list, epochs=4, breaks=2, **options):
+    """The last checkpoint of an unbroken run, and of one that was broken off in an epoch and went on."""
+    contents = []
+    for name, places in (("unbroken", []), ("broken", [breaks])):
+        run = Run(folder / name)
+
+        def kept(run=run):
+            return *callbacks(), RunRecorder(run, "{}"), *checkpoint_callbacks(run)
+
+        for epoch in places:
+            with pytest.raises(SystemExit):
+                fit(make(), Break(epoch), *kept(), epochs=epochs, **options)
+        last = run.checkpoint("last") if places else None
+        fit(make(), *kept(), epochs=epochs, ckpt_path=last, **options)
+        contents.append(torch.load(run.checkpoint("last"), weights_only=True))
+    return contents
+
+
+def same(left, right):
+    """Whether the contents of two checkpoints agree, bit for bit."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right

@@ -1,0 +1,91 @@
+"""What a batch brings, of whatever data: images as a model wants them, and one class index for each."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndkd.errors import NdkdError
+
+WANTED = "wanted batches (images, targets)"
+
+
+def images_and_target(batch: Any, dtype: torch.dtype, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Images in [0, 1] of a precision, and class indices (N,) as int64 or soft labels (N, C).
+
+    Bytes are divided by 255: they are a quarter of what has to be moved. Integers of any kind are indices, (N, 1) too;
+    one-hot rows are soft labels.
+
+    Args:
+        batch: images and targets.
+        dtype: of the models' weights.
+        num_classes: C.
+
+    Raises:
+        NdkdError: anything else, or another number of targets than of images.
+
+    Examples:
+        >>> batch = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8), [0, 1]
+        >>> images, target = images_and_target(batch, torch.float32, num_classes=10)
+        >>> images.mean(), target
+        (tensor(1.), tensor([0, 1]))
+    """
+    images, target = _pair(batch)
+    target = labels_of(target, num_classes)
+    if not isinstance(images, Tensor):
+        raise NdkdError(f"{WANTED}, images being one tensor (N, c, h, w), got a {type(images).__name__}")
+    if len(images) != len(target):
+        raise NdkdError(f"{WANTED}, got {len(images)} images and {len(target)} targets")
+    target = target.to(images.device)
+    if images.dtype == torch.uint8:
+        return images.to(dtype).div_(255), target
+    if not images.is_floating_point():
+        raise NdkdError(f"images: wanted bytes (uint8) from 0 to 255, or floats from 0 to 1, got {images.dtype}")
+    return images.to(dtype), target
+
+
+def labels_of(target: Any, num_classes: int) -> Tensor:
+    """Class indices (N,) as int64, or soft labels (N, C) as float32.
+
+    Raises:
+        NdkdError: targets of another kind or shape.
+    """
+    if isinstance(target, list | tuple) and target and all(isinstance(label, int | Tensor) for label in target):
+        target = torch.stack([torch.as_tensor(label) for label in target])
+    if not isinstance(target, Tensor):
+        raise NdkdError(f"{WANTED}, targets being class indices (N,), got a {type(target).__name__}")
+    if target.ndim == 2 and target.shape[1] == 1:
+        target = target[:, 0]
+    if target.ndim == 2 and target.shape[1] == num_classes and not target.is_complex():
+        return target.float()
+    if target.ndim != 1:
+        found = tuple(target.shape)
+        raise NdkdError(f"targets: wanted class indices (N,) or soft labels (N, {num_classes}), got a tensor {found}")
+    if target.is_floating_point() or target.is_complex():
+        raise NdkdError(f"targets: wanted class indices as integers, got {target.dtype}; convert them with .long()")
+    return target.long()
+
+
+def hard(target: Tensor) -> Tensor:
+    """The likeliest class of soft labels, indices as they are."""
+    return target.argmax(dim=1) if target.ndim == 2 else target
+
+
+def check_labels(batch: Any, num_classes: int) -> None:
+    """Raise ``NdkdError`` for labels that are no classes: a GPU would end with an error that cannot be caught.
+
+    What is on a GPU already is not looked at, since that would wait for it.
+    """
+    target = labels_of(_pair(batch)[1], num_classes)
+    if target.ndim == 2 or target.device.type != "cpu" or not len(target):
+        return
+    low, high = (int(extreme) for extreme in target.aminmax())
+    if low < 0 or high >= num_classes:
+        raise NdkdError(f"wanted labels from 0 to {num_classes - 1}, the data has {low} to {high}")
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        found = f"{len(batch)} part" if isinstance(batch, list | tuple) else f"a {type(batch).__name__}"
+        raise NdkdError(f"{WANTED}, got {found}")
+    return batch[0], batch[1]

@@ -1,0 +1,82 @@
+"""What a module needs in training and never trains: neither an optimizer nor an average of weights meets it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from ndkd.distillation.checkpoint import keep_class_means, keep_what_is_built, say_what_differs
+from ndkd.distillation.foreign_callbacks import averages_weights, check_callbacks
+from ndkd.models.features import FeatureExtractor
+
+NAMES = ("teacher", "class_means")
+
+
+class Constants:
+    """The teacher and its class means (C, D), where there are any; a copy of a module starts without them."""
+
+    teacher: FeatureExtractor | None = None
+    class_means: Tensor | None = None
+
+    def __deepcopy__(self, memo: Any) -> "Constants":
+        return Constants()
+
+
+class ModuleWithConstants(L.LightningModule):
+    """A module that takes teacher and class means to its device and precision, and counts them as none of its parts.
+
+    As parts they would be copied and averaged by callbacks, synchronised by DDP and stored with every checkpoint.
+    """
+
+    teacher: FeatureExtractor | None
+    class_means: Tensor | None  # (C, D of the teacher)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constants = Constants()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.constants, name) if name in NAMES else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NAMES:
+            setattr(self.constants, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Behind ``to``, ``cpu``, ``bfloat16`` and the like."""
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        if self.class_means is not None:
+            self.class_means = fn(self.class_means)
+        return super()._apply(fn, recurse)
+
+    # ---- what Lightning asks of it --------------------------------------------------------------------------------
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether it is being trained, and not only evaluated."""
+        return self._trainer is not None and self.trainer.state.fn == "fit"
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own; it comes before any of the trainer's is set up."""
+        check_callbacks(self._callbacks)
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keep_class_means(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what this stage has built, and say where the configuration differs from the checkpoint's."""
+        if self.global_rank == 0:
+            say_what_differs(self.hparams, checkpoint)
+        averages = self.is_fitting and averages_weights(self._callbacks)
+        keep_what_is_built(self, checkpoint, self.is_fitting, averages)
+
+    @property
+    def _callbacks(self) -> list[Callback]:
+        trainer: Any = self.trainer
+        return trainer.callbacks
