@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from ndkd.errors import NdkdError
+from ndkd.models.output import ModelOutput
+
+TEACHER = "the teacher"  # no name of a term
 
 
 class EpochAverages:
@@ -19,14 +22,16 @@ class EpochAverages:
     """
 
     def __init__(self, names: Sequence[str], device: torch.device):
-        self.names = ["loss", *names]
+        self.names = ["loss", *names, TEACHER]
         self.sums = torch.zeros(len(self.names), device=device)
         self.finite_steps = torch.zeros_like(self.sums)
         self.steps = 0
 
-    def add(self, total: Tensor, values: Sequence[Tensor]) -> None:
-        """Add a step."""
-        self.sums += torch.stack([total, *values]).detach()
+    def add(self, total: Tensor, values: Sequence[Tensor], teacher: ModelOutput | None = None) -> None:
+        """Add a step, and look whether what the teacher said in it are numbers."""
+        said = [] if teacher is None else [teacher.logits, teacher.embedding]
+        zero = torch.zeros_like(total) + sum((0 * part.detach()).float().sum() for part in said)
+        self.sums += torch.stack([total, *values, zero]).detach()
         self.finite_steps += self.sums.isfinite()
         self.steps += 1
 
@@ -42,11 +47,18 @@ class EpochAverages:
         """
         sums = torch.stack([self.sums, self.finite_steps]) / max(1, self.steps)
         means, finite_share = reduce(sums, reduce_op="mean").tolist()
-        first = min(range(len(self.names)), key=lambda k: (finite_share[k], k == 0))  # the total is no term
+        # the total is no term; what a term makes of a teacher's numbers breaks with them
+        order = {name: k for k, name in enumerate([TEACHER, *self.names[1:-1], "loss"])}
+        first = min(range(len(self.names)), key=lambda k: (finite_share[k], order[self.names[k]]))
         if finite_share[first] < 1:
             kept = f"the last checkpoint is of epoch {epoch - 1}" if epoch else "there is no checkpoint yet"
+            if self.names[first] == TEACHER:
+                raise NdkdError(
+                    f"the teacher's outputs became nan or inf in epoch {epoch}, {kept}; look at its weights and at the "
+                    "images, and in half precision try trainer.precision: bf16-mixed or 32-true"
+                )
             raise NdkdError(
                 f"loss {self.names[first]} became {means[first]} in epoch {epoch}, {kept}; "
                 "lower the learning rate or its weight"
             )
-        return dict(zip(self.names, means, strict=True))
+        return dict(list(zip(self.names, means, strict=True))[:-1])

@@ -4,10 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from ndkd.errors import NdkdError
 
 WANTED = "wanted batches (images, targets)"
+SINGLE = (
+    "a batch has one image, and of one BatchNorm has no variance: give the DataLoader drop_last=True or another "
+    "batch_size"
+)
 
 
 def images_and_target(batch: Any, dtype: torch.dtype, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -82,6 +87,17 @@ def check_labels(batch: Any, num_classes: int) -> None:
     low, high = (int(extreme) for extreme in target.aminmax())
     if low < 0 or high >= num_classes:
         raise NdkdError(f"wanted labels from 0 to {num_classes - 1}, the data has {low} to {high}")
+
+
+def check_last_batch(trainer: Any) -> None:
+    """Raise ``NdkdError`` if a DataLoader ends on a single image, of which a projector's BatchNorm has no variance."""
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or not loader.batch_size:
+        return
+    left = len(loader.sampler) % loader.batch_size  # type: ignore[arg-type]  # it has a length
+    is_met = trainer.num_training_batches == len(loader) and not loader.drop_last
+    if loader.batch_size == 1 or (left == 1 and is_met):
+        raise NdkdError(SINGLE)
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

@@ -5,18 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 
 from ndkd.distillation.objective import Objective, StepOutput, asks_for_teacher
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, shortened
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
 from ndkd.models.projector import Projector
+from ndkd.models.taps import known_taps
 from ndkd.models.teacher import fold_batchnorm, freeze
 
 
 def build_for_training(module: Any) -> None:
     """Give a module that has a student its teacher, projector and objective, as far as its loss terms ask for them."""
     objective = Objective(module.losses)
+    add_known_taps(module, "student", module.student, objective.inputs)
     if asks_for_teacher(objective.inputs):
         module.teacher = build_teacher(module, objective.inputs).to(memory_format=module.memory_format)
         widths = module.student.embedding_dim, module.teacher.embedding_dim
@@ -51,10 +54,50 @@ def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:
         raise NdkdError(f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true")
     # a classifier of other classes will do where only its embedding is asked for
     strict = any(name.startswith(("teacher.logits", "teacher.extra")) for name in used)
-    teacher = freeze(module.build_extractor(source, getattr(module.trainer, "datamodule", None), strict))
+    teacher = module.build_extractor(source, getattr(module.trainer, "datamodule", None), strict)
+    _check_apart(teacher, module.student)
+    freeze(teacher)
+    add_known_taps(module, "teacher", teacher, used)
     if isinstance(source, ModelConfig):  # a ready model is its owner's
         fold_batchnorm(teacher.model)
     return teacher
+
+
+def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise ``NdkdError`` if a teacher cannot be frozen without the student, or has weights that are no numbers."""
+    own = {id(tensor): name for name, tensor in (*student.named_parameters(), *student.named_buffers())}
+    tensors = [*teacher.named_parameters(), *teacher.named_buffers()]
+    if shared := [own[id(tensor)].removeprefix("model.") for _, tensor in tensors if id(tensor) in own]:
+        raise NdkdError(
+            f"teacher and student share {shortened(shared)}: the teacher is frozen, and the student would be with it; "
+            "give a copy, copy.deepcopy(teacher)"
+        )
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            layer = name.removeprefix("model.")
+            raise NdkdError(f"teacher: not all numbers in {layer} are finite; is its checkpoint damaged?")
+
+
+def add_known_taps(module: Any, role: str, model: FeatureExtractor, used: Collection[str]) -> None:
+    """Where loss terms ask for a model's feature maps and nobody has named its taps, those of its family, if known.
+
+    Raises:
+        NdkdError: they are not; it says how to name them.
+    """
+    if f"{role}.feature_maps" not in used or model.taps or isinstance(model.model, FasterRCNN):  # its pyramid
+        return
+    source = module.sources[role]
+    name = source.name if isinstance(source, ModelConfig) else type(model.model).__name__
+    taps = known_taps(name, model.model)
+    if not taps:
+        ready = f"FeatureExtractor({role}, taps=[LAYER, …])"
+        how = f"model.init_args.{role}.taps: [LAYER, …]" if isinstance(source, ModelConfig) else ready
+        layers = shortened([layer for layer, _ in model.model.named_children()], most=6)
+        raise NdkdError(
+            f"the losses want {role}.feature_maps, and the taps of {name} are not known: name them, shallow to deep, "
+            f"with {how}; its layers are {layers}"
+        )
+    model.add_taps(taps)
 
 
 def compile_model(model: nn.Module, mode: str, is_frozen: bool) -> None:

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from ndkd.distillation.accuracies import accuracies
 from ndkd.distillation.averages import EpochAverages
-from ndkd.distillation.batches import check_labels, hard, images_and_target
+from ndkd.distillation.batches import SINGLE, check_labels, check_last_batch, hard, images_and_target
 from ndkd.distillation.building import build_for_training, image_shape
 from ndkd.distillation.checkpoint import portable
 from ndkd.distillation.constants import ModuleWithConstants
@@ -226,6 +226,8 @@ class DistillationModule(ModuleWithConstants):
     def on_train_start(self) -> None:
         if self.class_means is not None and self.class_means.isnan().any():
             raise NdkdError("there are no class means: give the trainer callbacks=[ClassMeans()]")
+        if self.projector is not None:
+            check_last_batch(self.trainer)
         if self.make_lr_scheduler is not None and self.trainer.global_step:  # it goes on
             make_scheduler = with_total_steps(self.make_lr_scheduler, self.trainer, self.lr_interval)
             follow_configuration(self.trainer, self.make_optimizer, make_scheduler)
@@ -241,8 +243,14 @@ class DistillationModule(ModuleWithConstants):
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        total, values = self.objective(self.forward_pair(batch), self.current_epoch)
-        self.averages.add(total, list(values.values()))
+        try:
+            output = self.forward_pair(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise NdkdError(SINGLE) from error
+            raise
+        total, values = self.objective(output, self.current_epoch)
+        self.averages.add(total, list(values.values()), output.teacher)
         return total
 
     def on_train_epoch_end(self) -> None:

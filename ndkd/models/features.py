@@ -52,7 +52,7 @@ class FeatureExtractor(nn.Module):
             raise NdkdError("mean and std: set both or neither")
         self.model = model
         self.classifier = [classifier] if isinstance(classifier, str) else list(classifier or find_classifier(model))
-        self.taps = list(taps)
+        self.taps: list[str] = []
         channels = (-1, 1, 1)
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(channels), persistent=False)
         self.register_buffer("std", None if std is None else torch.tensor(std).view(channels), persistent=False)
@@ -60,7 +60,17 @@ class FeatureExtractor(nn.Module):
         self._dropped: tuple[Tensor, Tensor] | None = None  # what a dropout has made, and of what
         # a mode costs some microseconds for every function of torch: only where it may be needed
         self._calls_dropout = any(getattr(module, "drop_rate", 0) for module in model.modules())
-        self._install_hooks()
+        self._hook_classifiers()
+        self._follow_dropouts()
+        self.add_taps(taps)
+
+    def add_taps(self, taps: Sequence[str]) -> None:
+        """Take the feature maps from these layers, after those of earlier ones."""
+        self.taps += taps
+        for module in self.model.modules() if taps else ():
+            if getattr(module, "inplace", False) is True:  # nothing overwrites a map
+                module.inplace = False  # type: ignore[assignment]
+        self._hook_taps(taps)
 
     @property
     def classifier_layers(self) -> list[nn.Linear]:
@@ -107,11 +117,6 @@ class FeatureExtractor(nn.Module):
         maps = [m[:, :, None, None] if m.ndim == 2 else m for m in maps]
         return ModelOutput(logits, embedding, feature_maps=maps, extra=SimpleNamespace(**heads))
 
-    def _install_hooks(self) -> None:
-        self._hook_classifiers()
-        self._follow_dropouts()
-        self._hook_taps()
-
     def _hook_classifiers(self) -> None:
         for name in self.classifier:
             layer = self._submodule(name, "classifier")
@@ -122,18 +127,17 @@ class FeatureExtractor(nn.Module):
                 layer.register_forward_hook(partial(self._keep_output, f"{name}:logits"))
 
     def _follow_dropouts(self) -> None:
-        """Watch what may stand before the classifier; nothing overwrites the embedding or a tapped map."""
+        """Watch what may stand before the classifier; nothing overwrites the embedding."""
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.register_forward_hook(self._remember_dropout)
             if isinstance(module, nn.Flatten):
                 module.register_forward_hook(self._follow_flatten)
-            overwrites = getattr(module, "inplace", False) is True
-            if overwrites and (self.taps or isinstance(module, nn.Dropout)):
-                module.inplace = False  # type: ignore[assignment]
+            if isinstance(module, nn.Dropout) and module.inplace:
+                module.inplace = False
 
-    def _hook_taps(self) -> None:
-        for tap in self.taps:
+    def _hook_taps(self, taps: Sequence[str]) -> None:
+        for tap in taps:
             name, _, side = tap.partition(":")
             module = self._submodule(name, "taps")
             if side == "input":

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from ndkd.losses import ReviewKDLoss
 from ndkd.models import FeatureExtractor, build_model
+from ndkd.models.cifar import MODELS as CIFAR_MODELS
 from ndkd.models.output import ModelOutput
+from ndkd.models.taps import known_taps
 from tests.pages import section
 
 SWIN = {"img_size": 64}
@@ -188,6 +190,30 @@ def columns_of_models():
 
 TABLE = columns_of_models()
 REVIEWABLE = [(name, taps) for name, (_, taps, _, review) in TABLE.items() if review == "yes"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_known_taps_are_those_of_the_page(name):
+    _, taps, _, review = TABLE[name]
+    kwargs = MODELS[name][2] if name in MODELS else {}
+    assert known_taps(name, build_model(name, 7, **kwargs)) == (taps if review == "yes" else [])
+
+
+@pytest.mark.parametrize("name", CIFAR_MODELS)
+def test_known_taps_of_the_zoo(name):
+    model = build_model(f"cifar/{name}", 7)
+    taps = known_taps(f"cifar/{name}", model)
+    with torch.no_grad():
+        maps = FeatureExtractor(model, taps=taps)(torch.rand(2, 3, 32, 32)).feature_maps
+    sides = [values.shape[-1] for values in maps]
+    assert sides == sorted(sides, reverse=True)
+    assert sides[-1] == 1
+    assert len(set(sides)) >= 4
+
+
+def test_a_model_that_has_a_familys_name_alone():
+    with torch.device("meta"):
+        assert known_taps("timm/resnet51q", build_model("timm/resnet51q", 7)) == []
 
 
 def feature_maps(name, taps):
