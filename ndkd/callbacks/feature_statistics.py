@@ -68,7 +68,7 @@ class FeatureStatistics(Checkpoint):
             found["projected_norm"] = projected.norm(dim=1)
         reference = self._reference.class_means if self._reference else None
         if (means := outputs.class_means if reference is None else reference) is not None:
-            cosine = F.normalize(projected) @ F.normalize(means).T
+            cosine = F.normalize(projected) @ F.normalize(means.float()).T
             own = outputs.target.unsqueeze(1)
             cosines = {"angle": cosine.gather(1, own)[:, 0], "separability": cosine.scatter(1, own, -1).amax(dim=1)}
             found |= {name: value.clamp(-1, 1).acos().rad2deg() for name, value in cosines.items()}

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from ndkd.distillation.objective import Objective, StepOutput, asks_for_teacher
 from ndkd.errors import NdkdError, shortened
@@ -84,7 +83,7 @@ def add_known_taps(module: Any, role: str, model: FeatureExtractor, used: Collec
     Raises:
         NdkdError: they are not; it says how to name them.
     """
-    if f"{role}.feature_maps" not in used or model.taps or isinstance(model.model, FasterRCNN):  # its pyramid
+    if f"{role}.feature_maps" not in used or model.taps or not module.needs_taps:
         return
     source = module.sources[role]
     name = source.name if isinstance(source, ModelConfig) else type(model.model).__name__

@@ -57,6 +57,7 @@ class DetectionDistillationModule(DistillationModule):
 
     headline = "ap", "AP"
     allows_empty_classes = True  # an image set need not show every class
+    needs_taps = False  # they are the levels of the pyramid
     has_embeddings = False
 
     def __init__(self, student: ModelConfig | nn.Module, losses: Mapping[str, LossTerm] | None = None, **options: Any):

@@ -51,6 +51,7 @@ class DistillationModule(ModuleWithConstants):
 
     headline = "acc1", "accuracy"  # the metric by which the best epoch is chosen, and its name in words
     allows_empty_classes = False  # whether a class may have no sample to take a mean of
+    needs_taps = True  # whether feature maps are those of a model's taps
     has_embeddings = True  # whether an evaluation gives one embedding per image
 
     def __init__(

@@ -244,3 +244,10 @@ def test_nothing_is_kept_without_validation(fitted, terms, tiny_data):
     _, run, logged = fitted(terms("ce", "kd"), tiny_data(), limit_val_batches=0)
     assert not run.path.joinpath("features").exists()
     assert not logged
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "16-true", "16-mixed"])
+def test_every_precision(fit, make_module, terms, tmp_path, precision):
+    module = make_module(terms("ce", "kd", "nd", "review"), narrow=True, lr=0.01)
+    trainer = fit(module, FeatureStatistics(Run(tmp_path)), precision=precision)
+    assert 0 < trainer.callback_metrics["features/angle_mean"] < 180
