@@ -131,9 +131,9 @@ def test_total_is_the_weighted_sum(fit, make_module, terms):
          "student.feature_maps, target, teacher.logits, teacher.embedding, teacher.projected, teacher.feature_maps"),
         ({"mse": LossTerm(nn.MSELoss())}, {},
          "loss mse: MSELoss does not say its inputs; set losses.mse.inputs"),
-        ({"review": LossTerm(ReviewKDLoss())}, {"student": ModelConfig("cifar/vgg8")},
-         "the losses want student.feature_maps, and the taps of cifar/vgg8 are not known: give model.init_args.student "
-         "taps: [LAYER, …], shallow to deep, of layers such as "),
+        ({"review": LossTerm(ReviewKDLoss())}, {"student": build_model("cifar/resnet8", 10)},
+         "the losses want student.feature_maps, and the taps of ResNet are not known: name them, shallow to deep, with "
+         "FeatureExtractor(student, taps=[LAYER, …]); its layers are conv1, bn1, "),
         ({"review": LossTerm(ReviewKDLoss())}, {"student": ModelConfig("cifar/resnet8", taps=["layer3"])},
          "loss review: ReviewKD wants as many student taps as teacher taps, each a map (c, h, w), got [(64, 2, 2)] "
          "and [(16, 8, 8), (32, 4, 4), (64, 2, 2), (64, 1, 1)]"),
