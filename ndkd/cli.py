@@ -171,7 +171,17 @@ def add_report(add: Callable[..., Any]) -> None:
 def add_export(add: Callable[..., Any]) -> None:
     add("checkpoint", type=Path, help="of a run, for example runs/digits/kd++/checkpoints/best.ckpt")
     add("--format", choices=["safetensors", "torch", "onnx", "torch_export"], default="safetensors")
-    add("--out", type=Path, required=True, metavar="FILE", help="in a folder of its own; README.md goes beside it")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="in a folder of its own: a model card and preprocess.json go beside it",
+    )
+    add("--normalise", action="store_true", help="the network takes images in [0, 1] (onnx and torch_export)")
+    add("--quantize", choices=["int8"], help="weights and activations in eight bits (onnx)")
+    add("--calibration", type=int, metavar="N", help="training images to calibrate int8 on (default 300)")
+    add("--max_drop", type=float, metavar="POINTS", help="accuracy that int8 may cost (default 1); more is an error")
     add("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
     add("--config", action="append", default=[], type=Path, metavar="FILE", help="build what your configuration names")
 

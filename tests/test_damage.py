@@ -13,7 +13,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-import ndkd.commands.export as exporting
+import ndkd.commands.export_card as card
 from ndkd.analysis import load_run
 from ndkd.commands import compare, compare_plan
 from ndkd.commands import compare_jobs as jobs
@@ -70,7 +70,7 @@ def run(finished, tmp_path, monkeypatch, resolved):
     (tmp_path / "configs").symlink_to(finished.parent.parent / "configs")
     shutil.copytree(finished, tmp_path / FOLDER)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exporting, "SECONDS", 1e-3)
+    monkeypatch.setattr(card, "SECONDS", 1e-3)
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
     monkeypatch.setattr(compare_plan, "_resolved", resolved)
     monkeypatch.setattr(compare, "run_fits", lambda fits, count, logs: [(fit.progress, fit.command) for fit in fits])

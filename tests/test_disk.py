@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-import ndkd.commands.export as exporting
+import ndkd.commands.export_card as export_card
+import ndkd.commands.export_formats as formats
 from ndkd.callbacks.checkpoints import AtomicCheckpoints
 from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.cli import main
@@ -137,16 +138,16 @@ def test_predict(copy):
 
 @pytest.mark.parametrize("format", ["safetensors", "torch", "torch_export"])
 def test_export(format, copy, monkeypatch):
-    monkeypatch.setattr(exporting, "SECONDS", 1e-3)
-    out = f"out/model{exporting.ENDINGS[format]}"
+    monkeypatch.setattr(export_card, "SECONDS", 1e-3)
+    out = f"out/model{formats.ENDINGS[format]}"
     assert_full(out, "export", LAST, "--format", format, "--out", out, size=50_000)
     assert not Path("out").exists()
 
 
 def test_a_model_card(copy, monkeypatch):
-    monkeypatch.setattr(exporting, "SECONDS", 1e-3)
-    monkeypatch.setattr(exporting, "save", lambda weights: b"")
-    monkeypatch.setattr(exporting, "read_checkpoint", lambda path: content if path == Path(LAST) else weights)
+    monkeypatch.setattr(export_card, "SECONDS", 1e-3)
+    monkeypatch.setattr(formats, "save", lambda weights: b"")
+    monkeypatch.setattr(formats, "read_checkpoint", lambda path: content if path == Path(LAST) else weights)
     content = torch.load(LAST, weights_only=True)
     weights = {
         key.removeprefix("student.model."): value

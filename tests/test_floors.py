@@ -53,7 +53,10 @@ PACKAGES = {
     "ndkd.commands.compare_tables": {"pandas", "scipy"},
     "ndkd.commands.report": {"torch", "numpy", "pandas", "torchmetrics", "jinja2", "matplotlib"},
     "ndkd.commands.report_figures": {"numpy", "pandas", "matplotlib", "sklearn"},
-    "ndkd.commands.export": {"torch", "lightning", "safetensors", "onnxruntime", "jinja2", "yaml"},
+    "ndkd.commands.export": {"torch", "lightning"},
+    "ndkd.commands.export_card": {"torch", "jinja2", "yaml"},
+    "ndkd.commands.export_formats": {"torch", "safetensors", "onnxruntime"},
+    "ndkd.commands.export_int8": {"torch", "lightning", "onnxruntime"},
     "ndkd.commands.library_errors": {"torch", "torchvision", "lightning", "jsonargparse"},
 }
 

@@ -116,7 +116,7 @@ def test_a_signal_to_any_other_command(workplace, monkeypatch, command, number):
         "export": ["export", last, "--out=new/model.pt", "--format=torch"],
         "report": ["report", last.parent.parent],
     }
-    where = {"export": "ndkd.commands.export.median_ms", "report": "ndkd.runs.Run.read_epoch"}
+    where = {"export": "ndkd.commands.export_card.median_ms", "report": "ndkd.runs.Run.read_epoch"}
     hooks = {"test": "on_test_start", "validate": "on_validation_start", "predict": "on_predict_start"}
     before = sorted(Path().rglob("*"))
     if command in hooks:

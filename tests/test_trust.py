@@ -10,7 +10,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-import ndkd.commands.export as exporting
+import ndkd.commands.export_card as card
 from ndkd.analysis import load_run
 from ndkd.errors import NdkdError
 from ndkd.models.checkpoint import read_checkpoint
@@ -48,7 +48,7 @@ HUBCONF = "from pathlib import Path\nPath('trace').touch()\ndef net(**kwargs):\n
 @pytest.fixture(autouse=True, scope="module")
 def hurried():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "SECONDS", 1e-3)
+        patch.setattr(card, "SECONDS", 1e-3)
         yield
 
 

@@ -1,45 +1,50 @@
 """Writes the student of a checkpoint for use elsewhere: checked by reading it back, and described by a model card."""
 
-import logging
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
-from io import StringIO
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import lightning.pytorch as L
 import torch
-import yaml
-from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from ndkd.classifier import read_run
-from ndkd.commands.markdown import code, fence, inline, one_row, python_text
-from ndkd.data.from_config import configured, evaluation_batches
-from ndkd.errors import Damaged, NdkdError
+from ndkd.classifier import ReadRun, read_run
+from ndkd.commands.export_card import flops, latencies, model_card, preprocessing
+from ndkd.commands.export_formats import ENDINGS, WHOLE, Network, Normalised, write_and_read
+from ndkd.commands.export_int8 import CALIBRATION, MAX_DROP, accuracies, quantized, training_images
+from ndkd.data.base import HasTransform
+from ndkd.data.from_config import configured, evaluation_batches, has_test
+from ndkd.data.preprocessing import photo_steps
+from ndkd.errors import NdkdError
 from ndkd.files import check_folder, sync_folder, write_atomically
 from ndkd.lock import Lock, locked
 from ndkd.models import build_model
-from ndkd.models.checkpoint import read_checkpoint
-from ndkd.runs import Run
 from ndkd.trust import Trust
 
-ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
-SECONDS = 0.5  # to measure a latency
-TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("ndkd"), trim_blocks=True, lstrip_blocks=True)
-TEMPLATES.filters |= {"inline": inline, "code": code, "fence": fence, "row": one_row, "python": python_text}
-TEMPLATES.filters["yaml"] = lambda value: yaml.safe_dump([value], default_flow_style=True, width=1e9).strip()[1:-1]
+BESIDE = ("README.md", "preprocess.json")
 
 
-def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), config: Sequence[Path] = ()) -> None:
-    """Write a checkpoint's student, in evaluation mode and without projector or hooks, and README.md beside it.
+def export(
+    checkpoint: Path,
+    format: str,
+    out: Path,
+    trust: Sequence[str] = (),
+    config: Sequence[Path] = (),
+    normalise: bool = False,
+    quantize: str | None = None,
+    calibration: int | None = None,
+    max_drop: float | None = None,
+) -> None:
+    """Write a checkpoint's student, in evaluation mode and without projector or hooks, and what tells how to use it.
 
-    The file is read back and must give the checkpoint's logits for images of the run, else nothing is left.
+    The file is read back and must give the checkpoint's logits for images of the run, else nothing is left. Beside it
+    go README.md and ``preprocess.json``.
 
     Args:
         checkpoint: of ``ndkd fit``, in its run folder.
@@ -47,49 +52,164 @@ def export(checkpoint: Path, format: str, out: Path, trust: Sequence[str] = (), 
         out: the file to write; the network in it maps normalised images (B, c, h, w) to logits (B, C).
         trust: packages of one's own that the run may name, see ``ndkd.trust.Trust``.
         config: configurations of one's own; what they name is trusted too.
+        normalise: the network takes images in [0, 1] and normalises them itself; of a whole network alone.
+        quantize: ``int8`` for weights and activations of eight bits; in ONNX alone.
+        calibration: the number of training images that the activations' ranges are measured on, by default 300.
+        max_drop: points of accuracy that eight bits may cost, by default 1.
 
     Raises:
         NdkdError: a place for the file or a checkpoint that will not do, a name that is not trusted, data that is not
-            there, a student that cannot be traced, other logits than the checkpoint's.
+            there, a student that cannot be traced, other logits than the checkpoint's, too much accuracy lost.
     """
+    check_options(format, normalise, quantize, calibration, max_drop)
     above, trusted = writable_folder(out, format), Trust(trust, config)
-    content, known, model, num_classes, run, settings = read_run(checkpoint, trusted, "only classifiers are exported")
-    student = model.build(num_classes, None, None).eval()
-    network, fresh = (build_model(model.name, num_classes, **model.kwargs).eval() for _ in range(2))
-    network.load_state_dict(student.model.state_dict())
-    data, pixels = first_images(settings["data"])
-    with torch.no_grad():
-        wanted = student(pixels).logits
-    images = pixels if student.mean is None or student.std is None else (pixels - student.mean) / student.std
-    logging.getLogger("torch").setLevel(logging.ERROR)  # the exporters log, warn of and print what helps nobody here
-    with beside(out, above) as folder, torch.no_grad(), redirect_stderr(StringIO()):
+    read = read_run(checkpoint, trusted, "only classifiers are exported")
+    original = read_original(read, normalise)
+    images, data = original.prepare(original.pixels), original.data
+    shape, names = images.shape[1:], read.known.class_names or [str(k) for k in range(read.num_classes)]
+    photo = photo_steps(data.transform) if isinstance(data, HasTransform) else None
+    steps = preprocessing(read.known.student, shape, photo, normalise)
+    facts = {"preprocess": steps, "class_names": list(names)}
+    with beside(out, above) as folder, torch.no_grad():
+        file = folder / out.name
         try:
-            loaded = write_and_read(network, fresh, format, folder / out.name, images, out)
-            logits = loaded(images)
-            latency = [f"{median_ms(loaded, images, batch):,.2f} ms at batch {batch}" for batch in (1, 64)]
-        except NdkdError:  # a full disk
+            loaded = write_and_read(original.network, original.fresh, format, file, shape, facts, out)
+            rows = measured(loaded, original, file, out)
+            if quantize:
+                most = MAX_DROP if max_drop is None else max_drop
+                rows |= in_eight_bits(loaded, original, file, out, calibration or CALIBRATION, most)
+        except NdkdError:  # a full disk, or what was found
             raise
         except Exception as error:  # of any kind, where a model's forward is not for tracing
             why = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:200]
-            raise NdkdError(f"{model.name} cannot be written as {format} ({why}); choose another --format") from error
-        difference = ((logits - wanted).abs().max() / wanted.abs().max()).item()
-        if not difference <= 1e-4:  # nor if it is no number
-            found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
-            raise NdkdError(f"{out} is not written: {found}; choose another --format")
-        rows = {
-            "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {type(data).__name__}",
-            "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
-            "compute": f"{flops(network, images[:1]) / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
-            "file": f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.2f} MB",
-            "latency": f"{', '.join(latency)}; median, threads: {torch.get_num_threads()}",
+            raise NdkdError(
+                f"{read.model.name} cannot be written as {format} ({why}); choose another --format"
+            ) from error
+        about = {"format": format, "file": out.name, "shape": shape, "torch": torch.__version__, **read.settings}
+        about |= {"run": read.run, "checkpoint": checkpoint, "epoch": read.content["epoch"], "known": read.known}
+        about |= {"on": data, "photo": photo, "is_normalised": normalise, "classes": names, "is_test": has_test(data)}
+        texts = {
+            "README.md": model_card(read.run, about, rows),
+            "preprocess.json": json.dumps(steps | {"class_names": list(names)}, indent=2) + "\n",
         }
-        about = {"format": format, "file": out.name, "shape": images.shape[1:], "torch": torch.__version__, **settings}
-        about |= {"run": run, "checkpoint": checkpoint, "epoch": content["epoch"], "known": known, "on": data}
-        card = model_card(run, about, rows)
-        write_atomically(folder / "README.md", lambda file: file.write(card.encode()), out.parent / "README.md")
+        for name, text in texts.items():
+            write_atomically(folder / name, methodcaller("write", text.encode()), out.parent / name)
         put(folder, out.parent)
-    for title, text in {"student": f"{model.name}, epoch {content['epoch']}", **rows, "written": out}.items():
+    student = f"{read.model.name}, epoch {read.content['epoch']}"
+    for title, text in {"student": student, **rows, "written": str(out)}.items():
         print(f"{title:<12}{text}")
+
+
+@dataclass
+class Original:
+    """The network of a checkpoint, and what it is tried on.
+
+    Args:
+        network: as it is to be written.
+        fresh: another of its kind, with other weights.
+        prepare: makes what the network takes of pixels (B, c, h, w) in [0, 1].
+        data: ready to evaluate on.
+        pixels: its first batch.
+        wanted: the checkpoint's logits for it.
+    """
+
+    network: nn.Module
+    fresh: nn.Module
+    prepare: Callable[[Tensor], Tensor]
+    data: L.LightningDataModule
+    pixels: Tensor
+    wanted: Tensor
+
+
+def read_original(read: ReadRun, normalise: bool) -> Original:
+    """The network in a checkpoint, which normalises by itself if ``normalise``."""
+    model, count = read.model, read.num_classes
+    student = model.build(count, None, None).eval()
+    plain, fresh = (build_model(model.name, count, **model.kwargs).eval() for _ in range(2))
+    plain.load_state_dict(student.model.state_dict())
+    data, pixels = first_images(read.settings["data"])
+    with torch.no_grad():
+        wanted = student(pixels).logits
+    mean, std = student.mean, student.std
+    if mean is None or std is None:
+        return Original(plain, fresh, Tensor.contiguous, data, pixels, wanted)
+    if normalise:
+        return Original(Normalised(plain, mean, std).eval(), fresh, Tensor.contiguous, data, pixels, wanted)
+    return Original(plain, fresh, lambda pixels: (pixels - mean) / std, data, pixels, wanted)
+
+
+def measured(loaded: Network, original: Original, file: Path, out: Path) -> dict[str, str]:
+    """What the card says of a file that was read back.
+
+    Raises:
+        NdkdError: other logits than the checkpoint's.
+    """
+    images, wanted = original.prepare(original.pixels), original.wanted
+    difference = ((loaded(images) - wanted).abs().max() / wanted.abs().max()).item()
+    if not difference <= 1e-4:  # nor if it is no number
+        found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
+        raise NdkdError(f"{out} is not written: {found}; choose another --format")
+    on = type(original.data).__name__
+    return {
+        "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {on}",
+        "parameters": f"{sum(parameter.numel() for parameter in original.network.parameters()):,}",
+        "compute": f"{flops(original.network, images[:1]) / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
+        "file": f"{file.stat().st_size / 1e6:,.2f} MB",
+        "latency": f"{latencies(loaded, images)}; median, threads: {torch.get_num_threads()}",
+    }
+
+
+def in_eight_bits(
+    loaded: Network, original: Original, file: Path, out: Path, calibration: int, max_drop: float
+) -> dict[str, str]:
+    """Quantize a file, and say what that changes.
+
+    Args:
+        loaded: what the file holds in float32.
+        original: it was written from.
+        file: replaced.
+        out: its name in messages.
+        calibration: number of training images.
+        max_drop: points of accuracy.
+
+    Raises:
+        NdkdError: more accuracy lost.
+    """
+    size, images = file.stat().st_size, original.prepare(original.pixels)
+    batches = [original.prepare(batch) for batch in training_images(original.data, calibration)]
+    small = quantized(file, batches)
+    found, number = accuracies({"before": loaded, "after": small}, original.data, original.prepare)
+    before, after = found["before"], found["after"]
+    accuracy = f"{after:.2f} %, before {before:.2f} %, on {number:,} images"
+    if before - after > max_drop:
+        raise NdkdError(
+            f"{out} is not written: in eight bits its accuracy is {accuracy}, which is more than {max_drop:g} points "
+            f"less; calibrate on more images (--calibration, {calibration} now) or allow it with --max_drop"
+        )
+    threads = torch.get_num_threads()
+    return {
+        "int8": f"static QDQ, a scale per channel, calibrated on {sum(map(len, batches)):,} training images",
+        "accuracy": accuracy,
+        "file": f"{file.stat().st_size / 1e6:,.2f} MB, before {size / 1e6:,.2f} MB",
+        "latency": f"{latencies(small, images)}; before {latencies(loaded, images)}; median, threads: {threads}",
+    }
+
+
+def check_options(
+    format: str, normalise: bool, quantize: str | None, calibration: int | None, max_drop: float | None
+) -> None:
+    """Raise ``NdkdError`` for options that do not go together, or numbers that make no sense."""
+    if normalise and format not in WHOLE:
+        raise NdkdError(f"--normalise is for a whole network, a {format} file holds weights alone: add --format onnx")
+    if quantize and format != "onnx":
+        raise NdkdError(f"--quantize {quantize} is for ONNX, got --format {format}: add --format onnx")
+    for option, value in {"--calibration": calibration, "--max_drop": max_drop}.items():
+        if value is not None and not quantize:
+            raise NdkdError(f"{option} {value:g} has no effect without --quantize int8: add it, or leave {option} out")
+    if calibration is not None and calibration < 1:
+        raise NdkdError(f"--calibration: wanted at least 1 image, got {calibration}")
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise NdkdError(f"--max_drop: wanted points of accuracy, 0 to 100, got {max_drop:g}")
 
 
 @contextmanager
@@ -123,82 +243,18 @@ def writable_folder(out: Path, format: str) -> Path:
         raise NdkdError(f"out {out} is a folder: name a file in it, for example {out / 'model'}{ENDINGS[format]}")
     if out.suffix != ENDINGS[format] and (format, out.suffix) != ("torch", ".pth"):
         raise NdkdError(f"out {out}: a file of --format {format} is named like {out.with_suffix(ENDINGS[format])}")
-    if there := [str(file) for file in (out, out.parent / "README.md") if file.exists()]:
-        raise NdkdError(f"out {out}: {' and '.join(there)} exists; choose a new folder, README.md goes beside it")
+    if there := [str(file) for file in (out, *(out.parent / name for name in BESIDE)) if file.exists()]:
+        beside = " and ".join(BESIDE)
+        raise NdkdError(f"out {out}: {' and '.join(there)} exists; choose a new folder, {beside} go beside it")
     packages = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
     if missing := [package for package in packages if find_spec(package) is None]:
         raise NdkdError(f"--format onnx needs {', '.join(missing)}: python -m pip install -e '.[export]'")
     return check_folder(out.parent, "--out FILE")
 
 
-def first_images(config: dict) -> tuple[L.LightningDataModule, Tensor]:
+def first_images(config: dict[str, Any]) -> tuple[L.LightningDataModule, Tensor]:
     """A DataModule and its first batch to test on, or else to validate on: (B, c, h, w) in [0, 1]."""
     data = configured(config)
     for images, _ in evaluation_batches(data):
         return data, images.contiguous()
     raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")
-
-
-def write_and_read(
-    network: nn.Module, fresh: nn.Module, format: str, file: Path, images: Tensor, out: Path
-) -> Callable:
-    """Write a network, or its weights alone, and give the one that is in the file, which will be called ``out``.
-
-    Weights are loaded into ``fresh``.
-    """
-    if format in ("safetensors", "torch"):
-        weights = {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
-        # safetensors' own save_file lets nobody else read the file
-        is_safe = format == "safetensors"
-        write_atomically(file, lambda f: f.write(save(weights)) if is_safe else torch.save(weights, f), out)
-        fresh.load_state_dict(read_checkpoint(file))
-        return fresh
-    # a batch of one would be taken for a constant
-    options: dict[str, Any] = {
-        "args": (images.new_zeros(2, *images.shape[1:]),),
-        "dynamic_shapes": ({0: torch.export.Dim("batch")},),
-    }
-    if format == "torch_export":
-        exported = torch.export.export(network, **options)
-        write_atomically(file, lambda f: torch.export.save(exported, f), out)
-        return torch.export.load(file).module()
-    import onnxruntime
-
-    options |= {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
-    program: Any = torch.onnx.export(network, dynamo=True, verbose=False, **options)
-    write_atomically(file, lambda f: f.write(program.model_proto.SerializeToString()), out)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3  # errors only
-    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
-def model_card(run: Run, about: dict[str, Any], rows: dict[str, str]) -> str:
-    """README.md; ``Damaged`` if a run's configuration has entries of another shape.
-
-    Args:
-        run: of the checkpoint.
-        about: the run's configuration, and what the file holds.
-        rows: what was measured.
-    """
-    try:
-        return TEMPLATES.get_template("model_card.md").render(about, rows=rows) + "\n"
-    except (jinja2.TemplateError, AttributeError, TypeError, ValueError) as error:
-        raise Damaged(run.config, f"no model card can be made of it: {error}", "use one that ndkd fit wrote") from error
-
-
-def flops(network: nn.Module, image: Tensor) -> int:
-    """Floating point operations that a network takes for an image (1, c, h, w)."""
-    # fused attention would not be counted, nor the fast path of nn.MultiheadAttention, which has no gradient
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(image)
-    return counter.get_total_flops()
-
-
-def median_ms(network: Callable, images: Tensor, batch: int) -> float:
-    """Milliseconds that a network takes for so many images."""
-    from torch.utils.benchmark import Timer  # it looks for CUDA, and warns
-
-    call = {"network": network, "images": images[torch.arange(batch) % len(images)]}
-    timer = Timer("network(images)", globals=call, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=SECONDS).median * 1e3

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 import ndkd.commands.export as exporting
+import ndkd.commands.export_card as export_card
 from ndkd.data import DigitsDataModule
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
@@ -53,7 +54,7 @@ class Fickle(nn.Module):
 def hurried():
     """Latencies need not be precise; the models and data in this file are trusted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "SECONDS", 1e-3)
+        patch.setattr(export_card, "SECONDS", 1e-3)
         patch.setenv("NDKD_TRUST", __name__)
         yield
 
@@ -123,7 +124,7 @@ def logits_of(checkpoint, pixels):
 @pytest.mark.parametrize("format", ENDINGS)
 def test_the_cards_lines_give_the_checkpoints_logits(format, exported, run, monkeypatch):
     out, printed, card = exported(format)
-    assert sorted(file.name for file in out.parent.iterdir()) == ["README.md", out.name]
+    assert sorted(file.name for file in out.parent.iterdir()) == ["README.md", out.name, "preprocess.json"]
     assert out.stat().st_mode == (out.parent / "README.md").stat().st_mode  # whoever may read one may read the other
     monkeypatch.chdir(out.parent)
     names = example(card)
@@ -256,7 +257,7 @@ def test_other_students(kind, run_of, monkeypatch):
     assert status == 0, err
     monkeypatch.chdir(out.parent)
     names = example((out.parent / "README.md").read_text())
-    torch.testing.assert_close(names["logits"], logits_of(run.checkpoint("last"), names["pixels"]))
+    torch.testing.assert_close(torch.from_numpy(names["logits"]), logits_of(run.checkpoint("last"), names["pixels"]))
     assert ("mean" in names) == (kind != "not normalised")
 
 
@@ -376,17 +377,17 @@ def test_other_logits_than_the_checkpoints_are_not_written(run_of):
     assert sorted(file.name for file in run.path.iterdir()) == ["checkpoints", "config.yaml"]
 
 
-@pytest.mark.parametrize("step", ["write_and_read", "median_ms"])
-def test_an_interrupt_leaves_nothing(step, run, monkeypatch):
+@pytest.mark.parametrize(("module", "step"), [(exporting, "write_and_read"), (export_card, "median_ms")])
+def test_an_interrupt_leaves_nothing(module, step, run, monkeypatch):
     before = files()
-    original = getattr(exporting, step)
+    original = getattr(module, step)
 
     def interrupted(*arguments):
         original(*arguments)
         assert files() != before
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, step, interrupted)
+    monkeypatch.setattr(module, step, interrupted)
     got = ndkd("export", run.checkpoint("last"), "--out=new/model.safetensors")
     assert got[0] == 130, got
     assert files() == before
@@ -400,7 +401,7 @@ def test_what_a_killed_export_left_is_cleared_away(run, tmp_path):
         (folder / "new" / "model.pt").write_bytes(b"half")
         (folder / "lock").write_text("1 on elsewhere")
     assert ndkd("export", run.checkpoint("last"), "--format=torch", "--out", out)[0] == 0
-    assert sorted(file.name for file in out.parent.iterdir()) == ["README.md", "model.pt"]
+    assert sorted(file.name for file in out.parent.iterdir()) == ["README.md", "model.pt", "preprocess.json"]
     assert [file.name for file in tmp_path.iterdir()] == ["deep"]
 
 
@@ -416,7 +417,7 @@ def test_two_exports_to_one_place(run, tmp_path, monkeypatch):
     assert f"in use by process {other.pid} on " in line
     other.communicate(b"\n")
     assert ndkd("export", run.checkpoint("last"), "--format=torch", "--out", tmp_path / "model.pt")[0] == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "model.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "model.pt", "preprocess.json"]
 
 
 def test_data_that_is_not_there(run_of):
