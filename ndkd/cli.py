@@ -165,7 +165,12 @@ def add_table(add: Callable[..., Any]) -> None:
 
 def add_report(add: Callable[..., Any]) -> None:
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is the baseline")
-    add("--out", type=Path, metavar="DIR", help="for index.html and its pictures (default RUN/report)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="for index.html and its pictures (default: report in the run's folder, or in the one that several lie in)",
+    )
 
 
 def add_export(add: Callable[..., Any]) -> None:
@@ -210,7 +215,7 @@ PARSERS = {
 
 def run_tool(command: str, arguments: list[str]) -> int:
     """Run a command that is a plain function, such as ``ndkd.commands.compare.compare``; the exit status."""
-    parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command])
+    parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command], allow_abbrev=False)
     if command == "compare":
         parser.epilog = "What follows -- are options of every run: ndkd compare … -- --trainer.max_epochs 5"
     if command == "configs":
@@ -220,6 +225,10 @@ def run_tool(command: str, arguments: list[str]) -> int:
     if command == "compare" and "--" in arguments:
         cut = arguments.index("--")
         arguments, more = arguments[:cut], {"fit_options": arguments[cut + 1 :]}
+    for word in arguments:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in (known := list(parser._option_string_actions)):
+            raise NdkdError(f"there is no option {name}; {suggestion(name, known)} See ndkd {command} --help")
     try:
         options = vars(parser.parse_args(arguments))
     except SystemExit:  # after its help

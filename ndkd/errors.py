@@ -1,6 +1,7 @@
 """Errors in the words of the person at the keyboard."""
 
 import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def plain_words(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         if full := full_disk(error, error.filename or Path.cwd()):
             return str(full)
-        return f"{error.strerror or said}: {error.filename}" if error.filename else said
+        return f"{error.strerror or said}: {path_text(error.filename)}" if error.filename else said
     return None
 
 
@@ -82,14 +83,31 @@ def suggestion(name: str, known: list[str], most: int = 5) -> str:
 
     >>> suggestion("resnet21", ["resnet20", "vgg8"])
     'did you mean resnet20?'
+    >>> suggestion("resnet18", ["cifar/resnet8", "torchvision/resnet18"])
+    'did you mean torchvision/resnet18?'
     """
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
-    near = near or [other for other in known if name.lower() in other.lower()][:most]
+    if not known:
+        return "correct it, or leave it out"
+    words = [other.rpartition("/")[2] for other in known]  # in front of it stands a family or a folder
+    word = name.rpartition("/")[2]
+    close = [word] if "/" in known[0] and word in words else difflib.get_close_matches(word, words, n=most, cutoff=0.6)
+    near = [other for match in dict.fromkeys(close) for other, last in zip(known, words, strict=True) if last == match]
+    near = near or [other for other in known if name.lower() in other.lower()]
+    near = near[:most]
     if near:
         return f"did you mean {', '.join(near)}?"
     return f"known: {', '.join(known[: 4 * most])}{', …' if len(known) > 4 * most else ''}"
+
+
+def path_text(path: object) -> str:
+    """A path as text, bytes among them.
+
+    >>> path_text(b"a/b.jpg")
+    'a/b.jpg'
+    """
+    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
 
 
 def shortened(names: Sequence[str], most: int = 4) -> str:

@@ -283,7 +283,7 @@ MISTAKES = {
     "broken config": (["fit", "--config", "broken.yaml"], "config broken.yaml is not valid YAML: while parsing"),
     "unknown key": (
         ["fit", "--config", "unknown.yaml"],
-        "there is no entry modle.a; see ndkd fit --print_config for those that exist",
+        "there is no entry modle.a; did you mean model?",
     ),
     "missing teacher": (
         [*KDPP, "--model.init_args.teacher.checkpoint=no.pth"],
@@ -299,7 +299,7 @@ MISTAKES = {
     ),
     "unknown model": (
         [*KDPP, "--model.init_args.student.name=cifar/resnet9"],
-        "unknown model 'cifar/resnet9'; did you mean resnet8",
+        "unknown model 'cifar/resnet9'; did you mean cifar/resnet8",
     ),
     "unknown loss": (
         [*KDPP, "--model.init_args.losses.nd.loss=NDLos"],
@@ -313,9 +313,14 @@ MISTAKES = {
         [*KDPP, "--model.init_args.lr_scheduler=StepLP"],
         "model.lr_scheduler: there is no class StepLP; did you mean StepLR",
     ),
+    "beginning of an option": (
+        [*KDPP, "--trainer.max_epoch=3"],
+        "there is no option --trainer.max_epoch; did you mean --tr",
+    ),
+    "misspelt option of a tool": (["report", "--ot", "x", "y"], "there is no option --ot; did you mean --out?"),
     "wrong choice": (
         [*KDPP, "--model.init_args.lr_interval=hour"],
-        "model.lr_interval: wanted one of 'epoch', 'step', got hour",
+        "model.lr_interval: wanted one of epoch, step, got hour",
     ),
     "missing argument": (
         [*KDPP, "--trainer.logger=CSVLogger"],

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import lightning.pytorch
 import torch
 from jsonargparse import ArgumentError
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torchvision.transforms import v2
 
 import ndkd.losses
-from ndkd.configuration.parser_errors import one_line
+from ndkd.callbacks.class_means import ClassMeans
+from ndkd.configuration.parser_errors import one_line, parameters_of
 from ndkd.data.from_config import DATA_MODULES
 from ndkd.errors import NdkdError
 from ndkd.stopping import Stopped, stop
@@ -29,7 +32,7 @@ def in_our_words() -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise NdkdError(one_line(str(error), known_classes())) from error
+        raise NdkdError(one_line(str(error), known_classes(), known_entries())) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
         raise NdkdError(f"trainer: {error}") from error
     except ValueError as error:
@@ -53,7 +56,7 @@ def _of_an_entry(error: ValueError) -> NdkdError | None:
     if isinstance(cause, ModuleNotFoundError):  # of a logger, for example
         return NdkdError(str(cause))
     if re.search("Parser key|Does not validate", str(error)):  # of an entry that is made after all are read
-        return NdkdError(one_line(str(error), known_classes()))
+        return NdkdError(one_line(str(error), known_classes(), known_entries()))
     return None
 
 
@@ -80,7 +83,17 @@ def known_classes() -> dict[str, list[str]]:
         "data": DATA_MODULES,
         "transforms": _subclasses(v2, v2.Transform),
         "model": ["DistillationModule", "DetectionDistillationModule"],
+        "callbacks": _subclasses(lightning.pytorch.callbacks, lightning.pytorch.Callback),
+        "logger": ["ndkd.loggers.WandbLogger", *_subclasses(lightning.pytorch.loggers, Logger)],
+        "plugins": _subclasses(lightning.pytorch.plugins, object),
     }
+
+
+def known_entries() -> dict[str, list[str]]:
+    """Names to suggest, by the block of a configuration whose entries they are, ``""`` for the blocks themselves."""
+    options = ["config", "ckpt_path", "run_dir", "seed_everything", "print_config", "trust", "images", "verbose"]
+    blocks = {"trainer": lightning.pytorch.Trainer, "class_means": ClassMeans}
+    return {"": [*options, "model", "data"], **{name: parameters_of(kind) for name, kind in blocks.items()}}
 
 
 def _subclasses(module: Any, base: type) -> list[str]:

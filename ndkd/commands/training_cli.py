@@ -53,6 +53,7 @@ class TrainingCLI(LightningCLI):
             given: the words of the command line.
         """
         self.given, command = given, given[0]
+        options = {"exit_on_error": False, "allow_abbrev": False}
         with ExitStack() as self.until_the_end:
             super().__init__(
                 DistillationModule,
@@ -63,7 +64,7 @@ class TrainingCLI(LightningCLI):
                 save_config_callback=None,
                 seed_everything_default=0,
                 trainer_defaults={"logger": False},
-                parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
+                parser_kwargs={**options, command: options},
                 load_from_checkpoint_support=False,
                 args=with_merged_losses(with_stored_config(with_found_configs(given))),
             )

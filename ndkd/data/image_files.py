@@ -194,6 +194,7 @@ def open_image(path: bytes) -> Iterator[Image.Image]:
     # of damaged files, and of images that are too large
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
+        why = getattr(error, "strerror", None) or why  # without the path once more, as bytes
         raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it") from error
 
 

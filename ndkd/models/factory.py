@@ -40,11 +40,15 @@ def build_model(name: str, num_classes: int | None, pretrained: bool = False, **
     make = partial(_from_callable, name) if make is None and ":" in name else make
     if make is not None:
         return _made(name, partial(make, num_classes, pretrained, **kwargs), kwargs)
-    known = [f"{zoo}/{m}" for zoo in ZOO for m in ZOO[zoo]] + [f"torchvision/{m}" for m in torchvision_names()]
     raise NdkdError(
-        f"unknown model {name!r}; {suggestion(name, known)} "
+        f"unknown model {name!r}; {suggestion(name, known_models())} "
         "A name is cifar/…, imagenet/…, torchvision/…, timm/… or package.module:callable"
     )
+
+
+def known_models() -> list[str]:
+    """The names of our zoo's and of torchvision's models."""
+    return [f"{zoo}/{m}" for zoo in ZOO for m in ZOO[zoo]] + [f"torchvision/{m}" for m in torchvision_names()]
 
 
 def _made(name: str, make: Callable[[], Any], kwargs: dict[str, Any]) -> nn.Module:
@@ -62,7 +66,9 @@ def _made(name: str, make: Callable[[], Any], kwargs: dict[str, Any]) -> nn.Modu
 
 def _from_zoo(zoo: str, model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Module:
     if model not in ZOO[zoo]:
-        raise NdkdError(f"unknown model '{zoo}/{model}'; {suggestion(model, list(ZOO[zoo]))}")
+        elsewhere = [known for known in known_models() if known.endswith(f"/{model}")]
+        known = elsewhere or [f"{zoo}/{known}" for known in ZOO[zoo]]
+        raise NdkdError(f"unknown model '{zoo}/{model}'; {suggestion(f'{zoo}/{model}', known)}")
     if pretrained:
         raise NdkdError(f"{zoo}/{model} has no weights on a hub: give a file as checkpoint instead of pretrained")
     return ZOO[zoo][model](num_classes=num_classes, **kwargs)

@@ -48,11 +48,12 @@ def _torchvision_weights(model: str) -> torchvision.models.WeightsEnum:
     architecture, _, tag = model.partition(".")
     known = [*torchvision_names(), *detector_names()]
     if architecture not in known:
-        raise NdkdError(f"unknown model 'torchvision/{model}'; {suggestion(architecture, known)}")
+        names = [f"torchvision/{name}" for name in known]
+        raise NdkdError(f"unknown model 'torchvision/{model}'; {suggestion(f'torchvision/{architecture}', names)}")
     weights = torchvision.models.get_model_weights(architecture)
     if tag and tag not in weights.__members__:
-        known = [f"{architecture}.{name}" for name in weights.__members__]
-        raise NdkdError(f"unknown weights 'torchvision/{model}'; {suggestion(model, known)}")
+        known = [f"torchvision/{architecture}.{name}" for name in weights.__members__]
+        raise NdkdError(f"unknown weights 'torchvision/{model}'; {suggestion(f'torchvision/{model}', known)}")
     return weights[tag] if tag else weights.DEFAULT
 
 
@@ -72,7 +73,8 @@ def from_timm(model: str, num_classes: int, pretrained: bool, **kwargs) -> nn.Mo
     has_tag = "." in model
     known = timm.list_models(include_tags=has_tag)
     if not timm.is_model(model) or (has_tag and model not in known):
-        raise NdkdError(f"unknown model 'timm/{model}'; {suggestion(model, known)}")
+        names = [f"timm/{name}" for name in known]
+        raise NdkdError(f"unknown model 'timm/{model}'; {suggestion(f'timm/{model}', names)}")
     if not pretrained:
         return timm.create_model(model, num_classes=num_classes, **kwargs)
     try:
