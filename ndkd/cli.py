@@ -145,15 +145,26 @@ def add_compare(add: Callable[..., Any]) -> None:
         help="a file, or a name of ndkd configs; A.yaml,B.yaml is A with B over it",
     )
     add("--teacher", metavar="CONFIG", help="trained first, unless its run is there")
-    add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="each with each of them (default 0)")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="every configuration is trained with every seed (default 0)",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="for the runs and results.csv, .md and .png")
-    add("--control", metavar="TERM", help="also each configuration with this loss term at weight 0, for example nd")
+    add(
+        "--control",
+        metavar="TERM",
+        help="also train every configuration with this loss term at weight 0, for example nd",
+    )
     add(
         "--sweep",
         nargs="+",
         default=[],
         metavar=("TERM", "WEIGHT"),
-        help="each that has this loss term with each weight",
+        help="train every configuration that has this loss term with each of these weights",
     )
     add("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
     add("--print-commands", action="store_true", help="print the commands of the runs, and run nothing")
@@ -192,7 +203,7 @@ def add_export(add: Callable[..., Any]) -> None:
 
 
 def add_configs(add: Callable[..., Any]) -> None:
-    add("name", nargs="?", metavar="NAME", help="print this one, as a file that stands alone; a folder: list it")
+    add("name", nargs="?", metavar="NAME", help="a configuration to print in full, or a folder to list")
 
 
 def add_predict(add: Callable[..., Any]) -> None:

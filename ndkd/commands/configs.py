@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ndkd.configuration.checks import ENDINGS, OVERLAYS
+from ndkd.configuration.checks import ENDINGS, OVERLAYS, PARTS
 from ndkd.configuration.shipped import find_shipped, shipped_folder, shipped_names
 
 WIDTH = 46  # of the column of names
@@ -24,7 +24,7 @@ def configs(name: str | None = None) -> None:
     Raises:
         NdkdError: a name that none has.
     """
-    listed = [known for known in shipped_names() if Path(known).parts[-2:-1] != ("fragments",)]
+    listed = [known for known in shipped_names() if Path(known).parent.name not in PARTS]
     if name:
         folder = f"{Path(name).as_posix().removeprefix('configs/')}/"
         listed = [known for known in listed if known.startswith(folder)]
