@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from ndkd.commands.configs import standing_alone
+from ndkd.configuration.checks import PARTS
 from ndkd.configuration.shipped import shipped_folder, shipped_names
 from tests.command import ndkd
 
@@ -41,7 +42,7 @@ def whole(value, folder):
 
 def test_every_configuration_has_a_line_with_the_first_sentence_of_its_comment():
     lines = [line[2:].split(maxsplit=1) for line in printed().splitlines() if ".yaml " in line]
-    known = [name for name in shipped_names() if "/fragments/" not in name]
+    known = [name for name in shipped_names() if Path(name).parent.name not in PARTS]
     assert sorted(name for name, _ in lines) == known
     for name, comment in lines:
         said = " ".join((FOLDER / name).read_text().replace("\n# ", " ").split())
@@ -52,7 +53,7 @@ def test_every_configuration_has_a_line_with_the_first_sentence_of_its_comment()
 def test_overlays_are_marked_and_groups_are_those_of_the_datasets():
     groups = printed().split("\n\n")
     heads = [group.splitlines()[0] for group in groups[1:-1]]
-    assert heads == sorted({name.split("/")[0] for name in shipped_names() if "/" in name})
+    assert heads == sorted({name.split("/")[0] for name in shipped_names() if "/" in name} - {*PARTS})
     assert groups[0].startswith("  cifar_wrn.yaml ")
     for group in groups[1:-1]:
         head, *lines = group.splitlines()
