@@ -43,6 +43,7 @@ PACKAGES = {
     "ndkd.trust": {"torch", "torchvision", "timm", "lightning", "yaml"},
     "ndkd.distillation": {"torch", "lightning", "torchmetrics"},
     "ndkd.distillation.objective": {"torch"},
+    "ndkd.distillation.recording": {"torch", "numpy"},
     "ndkd.distillation.detection": {"torch", "torchvision"},
     "ndkd.distillation.coco_ap": {"pycocotools"},
     "ndkd.callbacks": {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL", "yaml"},

@@ -6,3 +6,4 @@ from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.freezing import Freezing
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
+from ndkd.callbacks.teacher_cache import TeacherCache

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
 from ndkd.callbacks.class_sums import ClassSums, UnknownMean
 from ndkd.data.base import HasClassMeanLoader, HasFingerprint
+from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.errors import NdkdError, shortened
 
 
@@ -111,15 +112,13 @@ class ClassMeans(L.Callback):
         return replace(stored, class_means=means.to(module.device))
 
     def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
+        loader: Any
         if isinstance(data := _data_of(trainer), HasClassMeanLoader):
             loader = data.class_mean_dataloader(self.augment)
         else:  # foreign data: its training images as they come
             loader = trainer.fit_loop._data_source.dataloader()
-        if self.cache_dir is None:
+        if (file := self._cache_file(module, loader)) is None:
             return self._compute(trainer, module, loader)
-        if not isinstance(loader, HasFingerprint):
-            raise NdkdError("class_means.cache_dir: this data has no fingerprint to tell it by; leave cache_dir out")
-        file = Path(self.cache_dir) / f"{self._key(module, loader)}.safetensors"
         # every rank looks before any rank writes
         is_cached = trainer.strategy.broadcast(file.is_file())
         if is_cached:
@@ -128,8 +127,19 @@ class ClassMeans(L.Callback):
         if trainer.is_global_zero:
             names, shape = module.class_names, getattr(_data_of(trainer), "image_shape", None)
             probe = _embed(module, noise(shape)).float() if shape and module.has_embeddings else None
-            StoredMeans(means, names, probe, probe is not None and shape or None, loader.fingerprint()).write(file)
+            stored = StoredMeans(means, names, probe, probe is not None and shape or None, str(loader.fingerprint()))
+            if not isinstance(module.teacher, RecordedTeacher) or module.teacher.may_write():
+                stored.write(file)
         return means
+
+    def _cache_file(self, module: Any, loader: Any) -> Path | None:
+        if isinstance(module.teacher, RecordedTeacher):  # which need not be there
+            return module.teacher.file(f"class_means-augment-{self.augment}-of-{self.max_images or 'all'}.safetensors")
+        if self.cache_dir is None:
+            return None
+        if not isinstance(loader, HasFingerprint):
+            raise NdkdError("class_means.cache_dir: this data has no fingerprint to tell it by; leave cache_dir out")
+        return Path(self.cache_dir) / f"{self._key(module, loader)}.safetensors"
 
     def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
         sums = ClassSums(module.num_classes, module.teacher.embedding_dim, module.device)

@@ -13,6 +13,7 @@ from ndkd.callbacks.base import LogsHistograms
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.class_means_file import StoredMeans
 from ndkd.callbacks.run_recorder import in_order
+from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.runs import Run
 
 NORM_EDGES = np.geomspace(1e-2, 1e4, 241)  # 40 bins to a decade
@@ -49,6 +50,11 @@ class FeatureStatistics(Checkpoint):
         is_measured = pl_module.has_embeddings and trainer.limit_val_batches
         if source and is_measured and pl_module.class_means is None:
             self._reference = source.reference(trainer, pl_module)
+        if (
+            isinstance(pl_module.teacher, RecordedTeacher)
+            and (norms := pl_module.teacher.recall(_name_of(trainer))) is not None
+        ):
+            self._teacher_norms = norms.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._batches = {}  # an epoch without validation keeps none
@@ -82,6 +88,8 @@ class FeatureStatistics(Checkpoint):
         if columns and pl_module.teacher is not None:
             if self._teacher_norms is None:
                 self._teacher_norms = columns["teacher_norm"]
+                if isinstance(pl_module.teacher, RecordedTeacher):
+                    pl_module.teacher.remember(_name_of(trainer), self._teacher_norms)
             columns["teacher_norm"] = self._teacher_norms
         own: Any = torch.stack(list(columns.values()), dim=1).cpu().numpy() if columns else ()
         rows = np.array(in_order(trainer, own))  # all ranks take part, one without images too
@@ -104,6 +112,12 @@ class FeatureStatistics(Checkpoint):
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, trainer.global_step - 1)
             if isinstance(logger, LogsHistograms):  # Weights & Biases
                 logger.log_histograms(histograms, trainer.global_step - 1)
+
+
+def _name_of(trainer: Any) -> str:
+    """What the teacher's norms of the evaluation images are kept under."""
+    images = trainer.datamodule.val_dataloader().fingerprint()[:16]
+    return f"norms-{images}-{trainer.limit_val_batches}-rank-{trainer.global_rank}-of-{trainer.world_size}"
 
 
 def summary(columns: dict[str, np.ndarray], teacher_norm: float | None = None) -> dict[str, float]:

@@ -21,12 +21,13 @@ from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.opening import Opening
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
+from ndkd.callbacks.teacher_cache import TeacherCache
 from ndkd.commands.class_accuracy import of_each_class, of_unmeasured
 from ndkd.commands.final_test import log_results
 from ndkd.commands.run_state import check_epochs_left, end_of_run, say_what_changed
 from ndkd.commands.stored_config import with_stored_config
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
-from ndkd.configuration.arguments import default_run_dir, with_found_configs
+from ndkd.configuration.arguments import default_run_dir, with_found_configs, with_whole_names
 from ndkd.configuration.nulls import check_nulls
 from ndkd.configuration.overlays import with_merged_losses
 from ndkd.data.base import HasClassCounts
@@ -66,7 +67,7 @@ class TrainingCLI(LightningCLI):
                 trainer_defaults={"logger": False},
                 parser_kwargs={**options, command: options},
                 load_from_checkpoint_support=False,
-                args=with_merged_losses(with_stored_config(with_found_configs(given))),
+                args=with_merged_losses(with_stored_config(with_found_configs(with_whole_names(given)))),
             )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -80,6 +81,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path | None, default=None, help="The run folder.")
+        parser.add_lightning_class_args(TeacherCache, "teacher_cache")
         parser.add_lightning_class_args(ClassMeans, "class_means")
 
     def _parse_ckpt_path(self) -> None:
@@ -107,7 +109,7 @@ class TrainingCLI(LightningCLI):
                 logger.init_args.save_dir = self.run_folder.path
         if self.subcommand != "fit":
             config.trainer.logger = False  # what is measured afterwards is printed
-        check_nulls(config, {"trainer": L.Trainer, "class_means": ClassMeans})
+        check_nulls(config, {"trainer": L.Trainer, "class_means": ClassMeans, "teacher_cache": TeacherCache})
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_length(config.trainer)

@@ -39,6 +39,16 @@ def with_found_configs(arguments: list[str]) -> list[str]:
     return found
 
 
+def with_whole_names(arguments: list[str]) -> list[str]:
+    """The arguments with ``--teacher_cache DIR`` as the entry that it stands for.
+
+    >>> with_whole_names(["fit", "--teacher_cache", "recorded", "--teacher_cache.top_k=5"])
+    ['fit', '--teacher_cache.dir', 'recorded', '--teacher_cache.top_k=5']
+    """
+    short, whole = "--teacher_cache", "--teacher_cache.dir"
+    return [whole + a.removeprefix(short) if a == short or a.startswith(f"{short}=") else a for a in arguments]
+
+
 def default_run_dir(arguments: list[str], seed: int) -> Path:
     """``runs/`` and the names of the configurations, with their folders below ``configs``.
 

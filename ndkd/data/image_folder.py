@@ -16,7 +16,7 @@ from ndkd.data.layouts import image_set
 from ndkd.data.own_transforms import OwnTransforms
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
 from ndkd.errors import NdkdError
-from ndkd.seeds import drawing_from
+from ndkd.seeds import drawing_from, generator, run_seed
 
 Batch = tuple[Tensor, Tensor]
 MOST_PIXELS = 8192  # in height and width: more is a slip of the keyboard, and takes all the memory
@@ -146,7 +146,10 @@ class ImageFolderDataModule(ClassificationDataModule):
         images, target = batch
         if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
-        return self.mixing(images.float().div_(255) if images.dtype == torch.uint8 else images, target)
+        images = images.float().div_(255) if images.dtype == torch.uint8 else images
+        numbers = self.trainer.current_epoch, self.trainer.global_rank, self.trainer.fit_loop.batch_idx
+        with drawing_from(int(generator(run_seed(), *numbers).integers(2**63))):  # whatever a student has drawn before
+            return self.mixing(images, target)
 
     def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
         order = self.order(split, shuffle)

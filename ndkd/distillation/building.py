@@ -13,6 +13,7 @@ from ndkd.models.features import FeatureExtractor
 from ndkd.models.projector import Projector
 from ndkd.models.taps import known_taps
 from ndkd.models.teacher import fold_batchnorm, freeze
+from ndkd.seeds import seed_torch
 
 
 def build_for_training(module: Any) -> None:
@@ -59,6 +60,7 @@ def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:
     add_known_taps(module, "teacher", teacher, used)
     if isinstance(source, ModelConfig):  # a ready model is its owner's
         fold_batchnorm(teacher.model)
+    seed_torch(module.seed)  # the projector and layers of losses start the same, whatever the teacher has drawn
     return teacher
 
 

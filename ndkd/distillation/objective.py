@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import reduce
 from math import inf
 from operator import add, attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class StepOutput:
 
     student: ModelOutput
     target: Tensor
-    teacher: ModelOutput | None = None
+    teacher: ModelOutput | SimpleNamespace | None = None
     class_means: Tensor | None = None
 
 
@@ -226,7 +227,10 @@ def _on_offer(output: StepOutput) -> list[str]:
         value = getattr(output, part.name)
         if isinstance(value, ModelOutput):
             there = [name for name in vars(value) if name != "extra" and (name != "feature_maps" or value.feature_maps)]
+            there.insert(there.index("embedding") + 1, "norm")
             names += [f"{part.name}.{name}" for name in (*there, *(f"extra.{name}" for name in vars(value.extra)))]
+        elif isinstance(value, SimpleNamespace):  # of a recorded teacher, what was kept
+            names += [f"{part.name}.{name}" for name in vars(value)]
         elif value is not None:
             names.append(part.name)
     return names

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ndkd.losses.common import check_class_means, check_positive, check_same_shape, check_target, target_means
+from ndkd.losses.common import (
+    check_class_means,
+    check_floating,
+    check_positive,
+    check_same_shape,
+    check_target,
+    target_means,
+)
 
 
 def nd_loss(
@@ -25,7 +32,7 @@ def nd_loss(
 
     Args:
         student_embedding: s, (N, D), projected to the teacher's width where the widths differ.
-        teacher_embedding: t, (N, D).
+        teacher_embedding: t, (N, D), or its norm, (N,), which is all that is needed of it.
         class_means: c, the teacher's mean embedding per class, (C, D), not normalised.
         target: class indices (N,), or soft labels (N, C), which mix the class means.
         eps: a row whose two norms are both below this is a constant 1 with zero gradient.
@@ -37,13 +44,26 @@ def nd_loss(
         >>> s, means = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
         >>> nd_loss(s, 2 * s, means, torch.tensor([1]))
         tensor(0.6000)
+        >>> nd_loss(s, torch.tensor([10.0]), means, torch.tensor([1]))
+        tensor(0.6000)
     """
-    check_same_shape(student_embedding=student_embedding, teacher_embedding=teacher_embedding)
+    if student_embedding.ndim == 2 and teacher_embedding.ndim == 1:
+        _check_norms(student_embedding, teacher_embedding)
+        teacher_norm = teacher_embedding.float()
+    else:
+        check_same_shape(student_embedding=student_embedding, teacher_embedding=teacher_embedding)
+        teacher_norm = torch.linalg.vector_norm(teacher_embedding.float(), dim=1)
     check_class_means(class_means, student_embedding.shape[1])
     check_target(target, len(student_embedding), len(class_means))
-    student, teacher = student_embedding.float(), teacher_embedding.float()
-    loss: Tensor = _NormAndDirection.apply(student, teacher, class_means, target, eps)
+    loss: Tensor = _NormAndDirection.apply(student_embedding.float(), teacher_norm, class_means, target, eps)
     return loss
+
+
+def _check_norms(student_embedding: Tensor, teacher_norm: Tensor) -> None:
+    check_same_shape(student_embedding=student_embedding)
+    check_floating("teacher_embedding", teacher_norm)
+    if len(teacher_norm) != len(student_embedding):
+        raise ValueError(f"wanted {len(student_embedding)} norms of the teacher, got {len(teacher_norm)}")
 
 
 class _NormAndDirection(torch.autograd.Function):
@@ -56,10 +76,11 @@ class _NormAndDirection(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, class_means: Tensor, target: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher_norm: Tensor, class_means: Tensor, target: Tensor, eps: float
+    ) -> Tensor:
         means = target_means(class_means, target)
         student_norm = torch.linalg.vector_norm(student, dim=1)
-        teacher_norm = torch.linalg.vector_norm(teacher, dim=1)
         norm = torch.maximum(student_norm, teacher_norm)
         mean_norm = torch.linalg.vector_norm(means, dim=1).clamp_min(eps)
         empty = norm <= eps
@@ -83,8 +104,8 @@ class _NormAndDirection(torch.autograd.Function):
 class NDLoss(nn.Module):
     """The ND loss as a module, see ``nd_loss``; "++" in KD++ is this term.
 
-    It reads the student's embedding, projected to the teacher's width where the widths differ, and the teacher's, both
-    (N, D); class means (C, D); and class indices (N,) or soft labels (N, C).
+    It reads the student's embedding (N, D), projected to the teacher's width where the widths differ; the norm of the
+    teacher's (N,), or that itself (N, D); class means (C, D); and class indices (N,) or soft labels (N, C).
 
     Args:
         eps: a row whose two norms are both below this is a constant 1 with zero gradient.
@@ -98,7 +119,7 @@ class NDLoss(nn.Module):
         tensor(0.6000)
     """
 
-    inputs = ("student.projected", "teacher.embedding", "class_means", "target")
+    inputs = ("student.projected", "teacher.norm", "class_means", "target")
 
     def __init__(self, eps: float = 1e-8):
         super().__init__()

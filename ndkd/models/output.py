@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +25,9 @@ class ModelOutput:
     def __post_init__(self) -> None:
         if self.projected is None:
             self.projected = self.embedding
+
+    @property
+    def norm(self) -> Tensor:
+        """(N,): the length of the embedding, in float32; a loss that needs no more of a teacher should ask for this."""
+        length: Tensor = torch.linalg.vector_norm(self.embedding.float(), dim=1)
+        return length

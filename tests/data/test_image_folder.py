@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import re
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -317,10 +318,14 @@ def test_random_erasing_draws_noise_between_normalised_pixels(photos):
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mixing(photos, mixup, cutmix):
     data = prepared(photos, mixup=mixup, cutmix=cutmix)
-    data.trainer = type("Trainer", (), {"training": True})()
+    data.trainer = SimpleNamespace(training=True, current_epoch=2, global_rank=0, fit_loop=SimpleNamespace(batch_idx=5))
     batch = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1, 1, 0])
     torch.manual_seed(1)
     images, target = data.on_after_batch_transfer(batch, 0)
+    torch.manual_seed(2)  # whatever a student has drawn before
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], images)
+    data.trainer.fit_loop.batch_idx = 6
+    assert not torch.equal(data.on_after_batch_transfer(batch, 0)[0], images)
     assert images.shape == (4, 3, 16, 16)
     assert 0 <= images.min() < images.max() <= 1
     assert target.shape == (4, 2)

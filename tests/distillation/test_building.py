@@ -265,6 +265,6 @@ def test_a_term_for_each_head(fit, make_module):
 
 def test_a_head_that_is_not_there(fit, make_module):
     losses = {"ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.extra.head", "target"])}
-    offer = "on offer: student.logits, student.embedding, student.projected, student.feature_maps, target"
+    offer = "on offer: student.logits, student.embedding, student.norm, student.projected, student.feature_maps, target"
     with pytest.raises(NdkdError, match=f"loss ce: nothing provides 'student.extra.head'; {offer}$"):
         fit(make_module(losses))

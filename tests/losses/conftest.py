@@ -28,6 +28,7 @@ def tensors():
         "student.embedding": student,
         "student.projected": student,
         "teacher.embedding": teacher,
+        "teacher.norm": teacher,  # the embedding, of which nd_loss takes the norm
         "class_means": torch.randn(5, 64),
         "target": torch.tensor([0, 4, 2, 2, 1, 3]),
         "student.logits": 3 * torch.randn(6, 5),

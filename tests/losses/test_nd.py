@@ -96,3 +96,23 @@ def test_length_of_a_class_mean_counts_only_in_a_mixture(inputs_of):
     )
     torch.testing.assert_close(*hard_values)
     assert (soft_values[0] - soft_values[1]).abs() > 1e-3
+
+
+def test_norms_do_as_well_as_embeddings(inputs_of, value_and_grad):
+    student, teacher, class_means, target = inputs_of(NDLoss)
+    for scale in (1, 1e-12):
+        by_embedding = value_and_grad(nd_loss, student, scale * teacher, class_means, target)
+        norms = torch.linalg.vector_norm(scale * teacher, dim=1)
+        by_norm = value_and_grad(nd_loss, student, norms, class_means, target)
+        assert all(torch.equal(one, other) for one, other in zip(by_embedding, by_norm, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("norms", "message"),
+    [
+        (torch.ones(5), "wanted 6 norms of the teacher, got 5"),
+        (torch.ones(6, dtype=torch.long), "wanted floating point numbers in teacher_embedding, got torch.int64"),
+    ],
+)
+def test_norms_that_do_not_fit(rejected, norms, message):
+    rejected(NDLoss(), {"teacher.norm": norms}, message)

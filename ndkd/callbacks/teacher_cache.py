@@ -1,0 +1,200 @@
+"""The teacher's outputs in training are computed once, and read by every later run that sees the same images."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+
+from ndkd.callbacks.class_means_file import noise
+from ndkd.data.base import HasFingerprint
+from ndkd.distillation.building import build_teacher, image_shape
+from ndkd.distillation.detection import DetectionDistillationModule
+from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher, Recording
+from ndkd.distillation.recording import Rows
+from ndkd.distillation.recordings import find_recording, identity_of, new_recording, stream_of
+from ndkd.errors import NdkdError
+from ndkd.models.config import ModelConfig
+from ndkd.models.features import FeatureExtractor
+from ndkd.seeds import seed_torch
+
+KEPT = {"logits", "norm"}  # what KD, DKD, DIST and ND want, which then share a recording
+
+
+class TeacherCache(L.Callback):
+    """Record what the loss terms name of the teacher, epoch by epoch, and read it back where it is recorded.
+
+    How an image is augmented depends on (seed, epoch, image) alone: a run that sees the same images as an earlier one
+    gets the same outputs, and has the same gradients, bit for bit. Where all epochs are recorded, the teacher is not
+    even loaded.
+
+    A recording is of one teacher's weights, images, augmentation, seed, batch size and number of processes. Logits and
+    norms are always kept, embeddings where a term reads them. Feature maps are not: a run whose terms read them asks
+    the teacher as ever.
+
+    Args:
+        dir: folder of recordings; without it nothing is recorded.
+        dtype: ``float16`` halves the space of float32 and is not exact.
+        top_k: keep the so many largest logits of an image; the other classes share the rest of the probability evenly,
+            which is not exact.
+
+    Raises:
+        NdkdError: a folder that cannot be made, a task that is not classification.
+    """
+
+    def __init__(self, dir: Path | None = None, dtype: Literal["exact", "float16"] = "exact", top_k: int | None = None):
+        if top_k is not None and top_k < 1:
+            raise NdkdError(f"teacher_cache.top_k: wanted at least 1, got {top_k}")
+        if dir is not None and Path(dir).exists() and not Path(dir).is_dir():
+            raise NdkdError(f"teacher_cache: wanted a folder, {dir} is a file")
+        self.dir, self.compression = dir, Compression(dtype, top_k)
+        self.teacher: RecordedTeacher | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        if self.dir is None or stage != "fit":
+            return
+        if isinstance(pl_module, DetectionDistillationModule):
+            raise NdkdError("teacher_cache: a detector's regions depend on its student; leave it out")
+        pl_module.make_teacher = partial(self.make_teacher, trainer)
+
+    def make_teacher(self, trainer: Any, module: Any, used: set[str]) -> Any:
+        """The teacher, with its recording where there can be one.
+
+        Args:
+            trainer: that will train.
+            module: that is being built.
+            used: the inputs of its loss terms.
+        """
+        say = print if trainer.is_global_zero else _nothing
+        names = {name.removeprefix("teacher.") for name in used if name.startswith("teacher.")}
+
+        def build() -> FeatureExtractor:
+            return build_teacher(module, used).to(memory_format=module.memory_format)
+
+        if why := self._stands_in_the_way(trainer, names):
+            say(f"ndkd: the teacher's outputs are not recorded: {why}")
+            return build()
+        source = module.sources["teacher"]
+        in_a_file = isinstance(source, ModelConfig) and source.checkpoint is not None
+        teacher = None if in_a_file else build()
+        loader = trainer.datamodule.train_dataloader()
+        stream = stream_of(trainer, loader, module.class_names)
+        folder = Path(str(self.dir))
+        identity = trainer.strategy.broadcast(identity_of(source, teacher, stream, self.compression))
+        found = trainer.strategy.broadcast(find_recording(folder, identity, names))
+        if isinstance(found, str):
+            say(f"ndkd: no recording in {self.dir} is this run's; of the nearest, {found}")
+        recording = found if isinstance(found, Recording) else new_recording(folder, identity, names | KEPT)
+        epochs = _epochs(trainer, len(loader))
+        is_full = bool(recording.about and epochs) and recording.has(range(epochs or 0), trainer.global_rank)
+        is_full = trainer.strategy.reduce_boolean_decision(is_full)
+        if teacher is None and not is_full:
+            teacher = build()
+        if is_full:
+            say(f"teacher: read from {recording.folder}, all {epochs} epochs, and not loaded")
+        elif isinstance(found, Recording):
+            say(f"teacher: read from {recording.folder} where it has the epoch, else recorded there")
+        kept = {*(recording.about.get("fields") or ())} - {"seen"} if recording.about else names | KEPT
+        kept = {"logits" if name.startswith(("top_", "rest")) else name for name in kept}
+        self.teacher = RecordedTeacher(recording, build, teacher, kept, say)
+        self.rows_per_epoch, self.epochs = len(loader.sampler), epochs
+        seed_torch(module.seed)  # as after any teacher
+        return self.teacher
+
+    def _stands_in_the_way(self, trainer: Any, names: set[str]) -> str | None:
+        if other := sorted(names - KEPT - {"embedding"}):
+            return f"a loss reads teacher.{other[0]}, which would take too much space"
+        if trainer.fast_dev_run:
+            return "fast_dev_run leaves nothing"
+        data = trainer.datamodule
+        if data is None or not isinstance(data.train_dataloader(), HasFingerprint):
+            return "this data has no fingerprint to tell it by"
+        return None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look what a row takes, and say how much space all of them will."""
+        if (teacher := self._own(pl_module)) is None or not teacher.is_asked:
+            return
+        blank = noise(image_shape(trainer)).to(pl_module.device, pl_module.dtype)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            kept = teacher.kept_of(blank, teacher.itself(pl_module.device).forward(blank))
+        rows, recording = Rows.of(kept), teacher.recording
+        if recording.rows is None:
+            recording.about["fields"] = rows.fields
+        elif recording.rows.fields != rows.fields:
+            teacher.records = False
+        left = (self.epochs or 0) - sum(
+            recording.has([epoch], trainer.global_rank) for epoch in range(self.epochs or 0)
+        )
+        self._start_recording(trainer, teacher, rows.size * self.rows_per_epoch * trainer.world_size, left)
+
+    def _start_recording(self, trainer: Any, teacher: RecordedTeacher, bytes_per_epoch: int, epochs: int) -> None:
+        recording, wanted = teacher.recording, bytes_per_epoch * epochs
+        try:
+            recording.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(recording.folder).free
+            if wanted > free:
+                teacher.records = False
+                teacher.say(
+                    f"ndkd: the teacher's outputs are not recorded: they would take {in_words(wanted)}, and "
+                    f"{recording.folder} has {in_words(free)} left"
+                )
+                return
+            if trainer.is_global_zero:
+                recording.write_about()
+        except (OSError, NdkdError) as error:
+            teacher.records = False
+            teacher.say(f"ndkd: the teacher's outputs are not recorded: {error}")
+            return
+        exact = "" if self.compression == Compression() else ", not exact"
+        number = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        teacher.say(f"teacher: recorded in {recording.folder}, {in_words(wanted)} for {number}{exact}")
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if (teacher := self._own(pl_module)) is not None:
+            teacher.begin_epoch(trainer.current_epoch, trainer.global_rank)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if (teacher := self._own(pl_module)) is not None:
+            teacher.end_epoch()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if (teacher := self._own(pl_module)) is not None:
+            teacher.is_paused = True
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if (teacher := self._own(pl_module)) is not None:
+            teacher.is_paused = False
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self.teacher is not None:
+            self.teacher.leave_epoch()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def _own(self, module: Any) -> RecordedTeacher | None:
+        return module.teacher if self.teacher is not None and module.teacher is self.teacher else None
+
+
+def _epochs(trainer: Any, batches: int) -> int | None:
+    """How many there will be at most; None if nobody knows."""
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return int(trainer.max_epochs)
+    steps = trainer.max_steps * trainer.accumulate_grad_batches
+    return -(-steps // batches) if steps > 0 and batches else None
+
+
+def in_words(size: float) -> str:
+    """A number of bytes.
+
+    >>> in_words(5.2e9), in_words(22_800)
+    ('5.20 GB', '0.02 MB')
+    """
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def _nothing(line: str) -> None:
+    pass
