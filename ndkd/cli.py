@@ -35,6 +35,7 @@ COMMANDS = {
     "table": "print the table of runs that are finished, from their results.csv",
     "report": "show in one page what runs have learnt",
     "export": "write a checkpoint's student for use elsewhere, checked and described",
+    "cache": "list, or delete, what is recorded of teachers",
     "configs": "list the configurations that come with ndkd, or print one",
 }
 
@@ -111,6 +112,7 @@ def run_training(command: str, arguments: list[str]) -> int:
       --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
       --model.init_args.student.name NAME     --model.init_args.teacher.checkpoint FILE
       --model.init_args.losses.nd.weight X    --data.init_args.batch_size N
+      --teacher_cache DIR                     record the teacher's outputs there, or read what is recorded
       --class_means.augment true              --class_means.cache_dir DIR         --class_means.file FILE
 
     All options: ndkd {command} --help-all; of one class: ndkd {command} --model.help DistillationModule
@@ -167,6 +169,7 @@ def add_compare(add: Callable[..., Any]) -> None:
         help="train every configuration that has this loss term with each of these weights",
     )
     add("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
+    add("--no-teacher-cache", action="store_true", help="ask the teacher anew in every run; see docs/runs.md")
     add("--print-commands", action="store_true", help="print the commands of the runs, and run nothing")
 
 
@@ -202,6 +205,13 @@ def add_export(add: Callable[..., Any]) -> None:
     add("--config", action="append", default=[], type=Path, metavar="FILE", help="build what your configuration names")
 
 
+def add_cache(add: Callable[..., Any]) -> None:
+    add("folder", type=Path, metavar="DIR", help="as given to --teacher_cache; of a comparison OUT/teacher_cache")
+    add("--older-than", type=float, metavar="DAYS", help="only what nothing was added to for so long")
+    add("--teacher", metavar="TEXT", help="only of teachers with this in their name or checkpoint")
+    add("--delete", action="store_true", help="remove what would be listed")
+
+
 def add_configs(add: Callable[..., Any]) -> None:
     add("name", nargs="?", metavar="NAME", help="a configuration to print in full, or a folder to list")
 
@@ -220,6 +230,7 @@ PARSERS = {
     "report": add_report,
     "export": add_export,
     "predict": add_predict,
+    "cache": add_cache,
     "configs": add_configs,
 }
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ def compare(
     control: str | None = None,
     sweep: Sequence[str] = (),
     jobs: int = 1,
+    no_teacher_cache: bool = False,
     print_commands: bool = False,
     fit_options: Sequence[str] = (),
 ) -> int:
@@ -49,6 +51,7 @@ def compare(
         control: name of a loss term; each configuration that has it is also trained with its weight at 0.
         sweep: name of a loss term and weights; each configuration that has it is trained with each of them.
         jobs: number of runs at once.
+        no_teacher_cache: do not record what the teacher says, for the other runs of the seed, in ``out/teacher_cache``.
         print_commands: print the commands of all runs that are left to do, and do nothing.
         fit_options: further options of every run but the teacher's.
 
@@ -74,6 +77,8 @@ def compare(
     if first and there and first.run.config.is_file() and (found := what_differs(first)):
         print(f"ndkd: the teacher's run {first.run.path} has {found}: it is used as it is", file=sys.stderr)
     before, left = [first] if first and not there else [], [fit for fit in fits if not fit.is_finished]
+    if not no_teacher_cache:
+        share_teachers(fits, out / "teacher_cache")
     if print_commands:
         give_class_means(left, fits, first, out, write=False)
         for fit in before + left:
@@ -165,6 +170,15 @@ def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: P
             fit.options += ["--class_means.file", str(file)]
 
 
+def share_teachers(fits: list[Fit], folder: Path) -> None:
+    """Let the classifiers of one seed that have a teacher record what it says, or read what another has recorded."""
+    taught = [fit for fit in fits if _is_classifier(fit.config) and teacher_of(fit.config)]
+    of_seed = Counter(fit.row["seed"] for fit in taught)
+    for fit in taught:
+        if of_seed[fit.row["seed"]] > 1 and not fit.config["teacher_cache"]["dir"]:
+            fit.options += ["--teacher_cache", str(folder)]
+
+
 def _identity(teacher: dict[str, Any]) -> str:
     """What makes one teacher another."""
     return json.dumps(
@@ -174,4 +188,8 @@ def _identity(teacher: dict[str, Any]) -> str:
 
 def _can_be_measured(config: dict[str, Any]) -> bool:
     """A classifier, which nobody has given a file of means."""
-    return config["model"]["class_path"].endswith(".DistillationModule") and not config["class_means"]["file"]
+    return _is_classifier(config) and not config["class_means"]["file"]
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    return config["model"]["class_path"].endswith(".DistillationModule")

@@ -15,7 +15,8 @@ from ndkd.distillation.objective import asks_for_teacher
 from ndkd.errors import NdkdError, shortened, suggestion
 from ndkd.runs import Run
 
-PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger")  # where a run is kept, not what it is
+# where things are kept, not what the run is
+PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger", "teacher_cache.dir")
 OPEN = ("losses", "student.kwargs", "teacher.kwargs")  # entries of a model whose own entries are anyone's
 
 

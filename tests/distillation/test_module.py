@@ -124,11 +124,11 @@ def test_total_is_the_weighted_sum(fit, make_module, terms):
     ("losses", "options", "message"),
     [
         ({"ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logit", "target"])}, {},
-         "loss ce: nothing provides 'student.logit'; on offer: student.logits, student.embedding, student.norm, student.projected, "
-         "student.feature_maps, target"),
+         "loss ce: nothing provides 'student.logit'; on offer: student.logits, student.embedding, student.norm, "
+         "student.projected, student.feature_maps, target"),
         ({"mse": LossTerm(nn.MSELoss(), inputs=["student.logits", "teacher.score"])}, {},
-         "loss mse: nothing provides 'teacher.score'; on offer: student.logits, student.embedding, student.norm, student.projected, "
-         "student.feature_maps, target, teacher.logits, teacher.embedding, teacher.norm, "
+         "loss mse: nothing provides 'teacher.score'; on offer: student.logits, student.embedding, student.norm, "
+         "student.projected, student.feature_maps, target, teacher.logits, teacher.embedding, teacher.norm, "
              "teacher.projected, teacher.feature_maps"),
         ({"mse": LossTerm(nn.MSELoss())}, {},
          "loss mse: MSELoss does not say its inputs; set losses.mse.inputs"),
