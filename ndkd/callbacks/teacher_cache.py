@@ -93,7 +93,8 @@ class TeacherCache(L.Callback):
         if teacher is None and not is_full:
             teacher = build()
         if is_full:
-            say(f"teacher: read from {recording.folder}, all {epochs} epochs, and not loaded")
+            say(f"teacher: read from {recording.folder}, all {epochs} epochs{', and not loaded' if in_a_file else ''}")
+            teacher = None
         elif isinstance(found, Recording):
             say(f"teacher: read from {recording.folder} where it has the epoch, else recorded there")
         kept = {*(recording.about.get("fields") or ())} - {"seen"} if recording.about else names | KEPT

@@ -176,7 +176,7 @@ def share_teachers(fits: list[Fit], folder: Path) -> None:
     of_seed = Counter(fit.row["seed"] for fit in taught)
     for fit in taught:
         if of_seed[fit.row["seed"]] > 1 and not fit.config["teacher_cache"]["dir"]:
-            fit.options += ["--teacher_cache", str(folder)]
+            fit.options[2:2] = ["--teacher_cache", str(folder)]  # after the configuration
 
 
 def _identity(teacher: dict[str, Any]) -> str:

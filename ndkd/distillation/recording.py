@@ -110,6 +110,8 @@ class EpochReader:
     """
 
     def __init__(self, file: Path, rows: Rows):
+        if not file.stat().st_size:  # which cannot be mapped
+            raise Damaged(file, "it is empty", "it is computed again")
         content = np.memmap(file, np.uint8, "r")
         data, footer = content[: -FOOTER.itemsize], content[-FOOTER.itemsize :]
         whole = len(footer) == FOOTER.itemsize and len(data) % rows.size == 0

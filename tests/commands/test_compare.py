@@ -154,6 +154,22 @@ def test_control_trains_without_the_term(teacher):
     assert list(results()["control"].fillna("")) == ["", "", "kd++-nd0"]
 
 
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        ([KD, KDPP], {"kd-seed0", "kd++-seed0"}),
+        ([STUDENT, KDPP, "--control", "nd"], {"kd++-nd0-seed0", "kd++-seed0"}),
+        ([STUDENT, KDPP, "--seeds", 0, 1], set()),  # a single run of a seed has nobody to share with
+        ([KD, KDPP, "--no-teacher-cache"], set()),
+        ([KD, KDPP, "--", "--teacher_cache", "mine"], set()),
+    ],
+)
+def test_runs_of_a_seed_share_what_their_teacher_says(teacher, given, shared):
+    assert ndkd("compare", "--out", "out", *given)[0] == 0
+    options = {call.run: " ".join(call.options) for call in calls().itertuples()}
+    assert {run for run, words in options.items() if "--teacher_cache out/teacher_cache" in words} == shared
+
+
 def test_a_sweep_trains_with_each_weight(teacher):
     command = ["compare", "--sweep", "nd", 0, 0.5, 1e-05, "--seeds", 0, 1, "--out", "out", STUDENT, KDPP]
     assert ndkd(*command)[0] == 0
@@ -573,10 +589,12 @@ def test_files_where_nothing_has_finished(tmp_path):
 # ---- in earnest ------------------------------------------------------------------------------------------------------
 
 
-def test_two_real_runs(workplace):
+def test_real_runs(workplace):
     options = [option for option in SHORT if "max_epochs" not in option] + ["--trainer.max_epochs=1"]
-    status, out, err = ndkd("compare", *TEACHER, "--out", "real", "--jobs", 2, STUDENT, KDPP, "--", *options)
+    given = ["--out", "real", "--jobs", 2, "--control", "nd", STUDENT, KDPP]
+    status, out, err = ndkd("compare", *TEACHER, *given, "--", *options)
     assert status == 0, err
+    assert len(list(Path("real/teacher_cache").glob("*/epoch-0000-rank-0.rows"))) == 1
     found = pd.read_csv("real/results.csv").set_index("config")
     for name in ("student", "kd++"):
         wanted = Run(f"real/{name}-seed0").status()["results"]
@@ -600,7 +618,7 @@ def test_two_real_runs(workplace):
     assert all(Path("real", name).is_file() for name in ("results.png", "features.png", "results.md"))
     assert "Not in features.png" not in out
     assert found["parameters"]["student"] == found["parameters"]["kd++"] == 78042
-    status, again, _ = ndkd("compare", *TEACHER, "--out", "real", STUDENT, KDPP, "--", *options)
+    status, again, _ = ndkd("compare", *TEACHER, *given, "--", *options)
     assert status == 0
     assert out.split("|", 1)[1] == again.split("|", 1)[1]
 
