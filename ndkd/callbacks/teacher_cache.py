@@ -1,7 +1,7 @@
 """The teacher's outputs in training are computed once, and read by every later run that sees the same images."""
 
 import shutil
-from functools import partial
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +57,8 @@ class TeacherCache(L.Callback):
             return
         if isinstance(pl_module, DetectionDistillationModule):
             raise NdkdError("teacher_cache: a detector's regions depend on its student; leave it out")
-        pl_module.make_teacher = partial(self.make_teacher, trainer)
 
-    def make_teacher(self, trainer: Any, module: Any, used: set[str]) -> Any:
+    def make_teacher(self, trainer: Any, module: Any, used: Collection[str]) -> Any:
         """The teacher, with its recording where there can be one.
 
         Args:
@@ -67,6 +66,8 @@ class TeacherCache(L.Callback):
             module: that is being built.
             used: the inputs of its loss terms.
         """
+        if self.dir is None:
+            return build_teacher(module, used)
         say = print if trainer.is_global_zero else _nothing
         names = {name.removeprefix("teacher.") for name in used if name.startswith("teacher.")}
 
@@ -120,7 +121,7 @@ class TeacherCache(L.Callback):
             return
         blank = noise(image_shape(trainer)).to(pl_module.device, pl_module.dtype)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            kept = teacher.kept_of(blank, teacher.itself(pl_module.device).forward(blank))
+            kept = teacher.kept_of(blank, teacher.itself(blank).forward(blank))
         rows, recording = Rows.of(kept), teacher.recording
         if recording.rows is None:
             recording.about["fields"] = rows.fields

@@ -1,12 +1,12 @@
 """Averages of an epoch, and which of them was the first to break."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ndkd.errors import NdkdError
-from ndkd.models.output import ModelOutput
 
 TEACHER = "the teacher"  # no name of a term
 
@@ -27,9 +27,10 @@ class EpochAverages:
         self.finite_steps = torch.zeros_like(self.sums)
         self.steps = 0
 
-    def add(self, total: Tensor, values: Sequence[Tensor], teacher: ModelOutput | None = None) -> None:
+    def add(self, total: Tensor, values: Sequence[Tensor], teacher: Any = None) -> None:
         """Add a step, and look whether what the teacher said in it are numbers."""
-        said = [] if teacher is None else [teacher.logits, teacher.embedding]
+        known = (getattr(teacher, name, None) for name in ("logits", "embedding"))  # a recorded one may lack either
+        said = [part for part in known if part is not None]
         zero = torch.zeros_like(total) + sum((0 * part.detach()).float().sum() for part in said)
         self.sums += torch.stack([total, *values, zero]).detach()
         self.finite_steps += self.sums.isfinite()

@@ -1,7 +1,7 @@
 """How a module's parts come together before the first step."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def build_for_training(module: Any) -> None:
     objective = Objective(module.losses)
     add_known_taps(module, "student", module.student, objective.inputs)
     if asks_for_teacher(objective.inputs):
-        module.teacher = build_teacher(module, objective.inputs).to(memory_format=module.memory_format)
+        module.teacher = _teacher(module, objective.inputs).to(memory_format=module.memory_format)
         widths = module.student.embedding_dim, module.teacher.embedding_dim
         if "student.projected" in objective.inputs and widths[0] != widths[1]:
             module.projector = Projector(*widths, module.projector_std)
@@ -34,6 +34,19 @@ def build_for_training(module: Any) -> None:
         if model is not None and isinstance(mode, str):  # a ready model's is a method
             compile_model(model, mode, is_frozen=name == "teacher")
             module.is_compiled = True
+
+
+@runtime_checkable
+class MakesTeachers(Protocol):
+    """A callback that has a say in what the teacher is, and begins with ``build_teacher``."""
+
+    def make_teacher(self, trainer: Any, module: Any, used: Collection[str]) -> Any: ...
+
+
+def _teacher(module: Any, used: Collection[str]) -> Any:
+    callbacks: Sequence[Any] = module.trainer.callbacks
+    maker = next((callback for callback in callbacks if isinstance(callback, MakesTeachers)), None)
+    return maker.make_teacher(module.trainer, module, used) if maker else build_teacher(module, used)
 
 
 def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:

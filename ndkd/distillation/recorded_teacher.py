@@ -139,11 +139,11 @@ class RecordedTeacher(nn.Module):
         if self.model is not None:
             self.model.compile(**options)
 
-    def itself(self, device: torch.device) -> FeatureExtractor:
-        """The teacher, built if need be."""
+    def itself(self, images: Tensor) -> FeatureExtractor:
+        """The teacher, built if need be, where such images are."""
         if self.model is None:
             with torch.random.fork_rng(devices=[]):
-                self.model = self.build().to(device)
+                self.model = self.build().to(images.device, images.dtype)
             if self.how_to_compile:
                 self.model.compile(**self.how_to_compile)
         return self.model
@@ -157,7 +157,7 @@ class RecordedTeacher(nn.Module):
             if (kept := self.reader.take(len(images))) is not None:
                 return self._replayed(kept, images)
             self._leave(f"{self.recording.folder} ends before the epoch does: the teacher goes on")
-        output = self.itself(images.device)(images)
+        output = self.itself(images)(images)
         if self.writer is not None and not self.is_paused:
             self._record(images, output)
         return output
