@@ -46,6 +46,7 @@ def test_a_row_per_epoch_and_the_predictions(record, tiny_data):
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["step"] for row in rows] == ["3", "6"]
     columns = {"train/loss", "train/ce", "train/kd", "train/lr", "val/acc1", "val/acc5", "val/cross_entropy"}
+    columns.add("val/balanced_acc")
     assert rows[0].keys() == columns | {"epoch", "step", "time/seconds", "time/epoch"}
     seconds, lengths = ([float(row[f"time/{name}"]) for row in rows] for name in ("seconds", "epoch"))
     assert 0 < seconds[0] == lengths[0] < seconds[1]
