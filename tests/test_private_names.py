@@ -13,6 +13,7 @@ from tests.command import REPOSITORY
 
 # read, called, overridden or set: file below ndkd/, name, where it is defined, what for
 USED = [
+    ("cli.py", "_option_string_actions", "argparse:ArgumentParser", "the nearest of a tool's options"),
     ("callbacks/checkpoints.py", "_restarting", "lightning.pytorch.loops.loop:_Loop", "a finished epoch is over"),
     ("callbacks/class_means.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "foreign images"),
     ("commands/library_errors.py", "_dynamo", "torch", "the exceptions of torch.compile"),
@@ -30,6 +31,7 @@ USED = [
         "lightning.pytorch.trainer.connectors.signal_connector:_SignalConnector",
         "SIGTERM is ours",
     ),
+    ("data/disk_loader.py", "_iterator", "torch.utils.data:DataLoader", "whether workers are there already"),
     ("distillation/building.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "size of foreign images"),
     ("distillation/building.py", "_inductor", "torch", "options of a mode of torch.compile"),
     ("distillation/constants.py", "_apply", "torch.nn:Module", "the teacher follows to a device and a precision"),
