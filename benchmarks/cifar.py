@@ -6,6 +6,7 @@ teacher's compilation or ndkd's final test in it. What follows ``--`` goes to ``
 
     python benchmarks/cifar.py
     python benchmarks/cifar.py --pairs r56_r20 -- --model.init_args.teacher.compile default
+    python benchmarks/cifar.py --recorded -- --trainer.precision bf16-mixed   # also ours from a full recording
 """
 
 import argparse
@@ -106,33 +107,43 @@ def alone(function: Callable[..., float], *arguments) -> float:
         return pool.apply(function, arguments)
 
 
-def compare(pair: str, repeats: int, options: list[str]) -> None:
+def compare(pair: str, repeats: int, options: list[str], recorded: bool) -> None:
+    names = ["plain loop", *(["recording", "replayed"] if recorded else ["ndkd fit"])]
     with tempfile.TemporaryDirectory() as folder:
         root, size = Path(folder), TRAIN_SIZE[pair]
         write_images(root, size, TEST_SIZE)
         config = write_config(root, pair)
         width = FeatureExtractor(build_model(PAIRS[pair][0], 10)).embedding_dim
         class_means = {str(k): row for k, row in enumerate(torch.rand(10, width).tolist())}  # the loop's speed is equal
-        seconds = [(alone(plain_loop, root, pair, class_means), alone(ours, config, options)) for _ in range(repeats)]
-    ratios = [a / b for a, b in seconds]
-    slow, fast = (size / statistics.median(times) for times in zip(*seconds, strict=True))
-    print(
-        f"{pair}, batch {BATCH_SIZE}: ndkd fit {fast:.0f} images/s, plain loop {slow:.0f} images/s, "
-        f"ratio {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f} "
-        f"(wanted at least {WANTED[pair]})",
-        flush=True,
-    )
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(repeats):
+            given = [*options, "--teacher_cache", str(root / f"recorded-{number}")] if recorded else options
+            seconds[names[0]].append(alone(plain_loop, root, pair, class_means))
+            for name in names[1:]:  # the first records what the second reads
+                seconds[name].append(alone(ours, config, given))
+    slow = seconds.pop(names[0])
+    print(f"{pair}, batch {BATCH_SIZE}: {names[0]} {size / statistics.median(slow):.0f} images/s", flush=True)
+    for name, fast in seconds.items():
+        ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+        print(
+            f"  {name} {size / statistics.median(fast):.0f} images/s, ratio {statistics.median(ratios):.2f}, "
+            f"from {min(ratios):.2f} to {max(ratios):.2f}" + ("" if recorded else f" (wanted at least {WANTED[pair]})"),
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [--repeats N] [-- OPTION_OF_NDKD_FIT …]")
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--pairs PAIR …] [--repeats N] [--recorded] [-- OPTION_OF_NDKD_FIT …]"
+    )
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--recorded", action="store_true", help="with a recording of the teacher: written, then read")
     parser.add_argument("options", nargs="*")
     arguments = parser.parse_args()
     os.environ["PYTHONWARNINGS"] = "ignore"
     for pair in arguments.pairs:
-        compare(pair, arguments.repeats, arguments.options)
+        compare(pair, arguments.repeats, arguments.options, arguments.recorded)
 
 
 if __name__ == "__main__":
