@@ -347,6 +347,20 @@ def test_torchrun_with_the_shipped_overlay(workplace):
     assert len(run.read_epoch("predictions", 1)["target"]) == 200
 
 
+def test_each_process_records_and_reads_what_its_teacher_says(workplace):
+    run = ["fit", "--config", "configs/digits/kd++.yaml", *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2",
+           "--config", "configs/trainer/ddp.yaml", "--teacher_cache=runs/of_two"]  # fmt: skip
+    weights = []
+    for name in ("recorded", "replayed"):
+        out, err, status = torchrun(*run, f"--run_dir=runs/{name}")
+        assert status == 0, err
+        weights.append(torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    assert re.search(r"^teacher: read from runs/of_two/\w+, all 2 epochs, and not loaded$", out, re.MULTILINE)
+    files = [file.name for file in Path("runs/of_two").glob("*/epoch-*")]
+    assert sorted(files) == [f"epoch-000{epoch}-rank-{rank}.rows" for epoch in (0, 1) for rank in (0, 1)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "ddp_spawn", "ddp_fork", "FSDPStrategy"])
 def test_other_strategies(workplace, strategy):
     if strategy == "FSDPStrategy":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ndkd.errors import Damaged
+from ndkd.stopping import is_alive
 
 FOOTER = np.dtype([("rows", "<u8"), ("checksum", "<u4")])
 Fields = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -76,6 +77,9 @@ class EpochWriter:
         self.file, self.rows = file, rows
         self.count = self.checksum = 0
         file.parent.mkdir(parents=True, exist_ok=True)
+        for left in file.parent.glob(f".{file.name}.*"):  # by a process that was killed
+            if not is_alive(int(left.suffix[1:])):
+                left.unlink(missing_ok=True)
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}")
         self.out = self.temporary.open("wb")
 
