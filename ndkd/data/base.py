@@ -86,6 +86,13 @@ class HasClassCounts(Protocol):
 
 
 @runtime_checkable
+class HasMixing(Protocol):
+    """What mixes images of a batch with one another; its ``repr`` tells a recording of the teacher from another."""
+
+    mixing: Any
+
+
+@runtime_checkable
 class HasRemarks(Protocol):
     """What else to say of the images in that line: how they lay there, what was left out."""
 

@@ -79,9 +79,12 @@ def hard(target: Tensor) -> Tensor:
 def check_labels(batch: Any, num_classes: int) -> None:
     """Raise ``NdkdError`` for labels that are no classes: a GPU would end with an error that cannot be caught.
 
-    What is on a GPU already is not looked at, since that would wait for it.
+    What is on a GPU already is not looked at, since that would wait for it; nor is a batch that is no pair, of which
+    a task that reads others knows what it is.
     """
-    target = labels_of(_pair(batch)[1], num_classes)
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        return
+    target = labels_of(batch[1], num_classes)
     if target.ndim == 2 or target.device.type != "cpu" or not len(target):
         return
     low, high = (int(extreme) for extreme in target.aminmax())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ndkd.data.base import HasMixing
 from ndkd.distillation.recorded_teacher import ABOUT, Compression, Recording
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
@@ -88,7 +89,7 @@ def stream_of(trainer: Any, loader: Any, class_names: Any) -> dict[str, Any]:
     """
     loader.sampler.set_epoch(0)
     data, order = trainer.datamodule, loader.sampler
-    images = [loader.fingerprint(), class_names, repr(getattr(data, "mixing", None))]
+    images = [loader.fingerprint(), class_names, repr(data.mixing) if isinstance(data, HasMixing) else None]
     limits = [trainer.limit_train_batches, trainer.overfit_batches]
     return {  # what others follow from comes first
         "seed": int(order.seed),

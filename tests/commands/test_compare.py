@@ -360,7 +360,10 @@ BAD = {
     "no jobs": ([STUDENT, "--jobs", "0"], "jobs: wanted at least 1, got 0"),
     "text for a number": ([STUDENT, "--jobs", "two"], "argument --jobs: invalid int value: 'two'; see ndkd compare"),
     "no config": ([], "the following arguments are required: CONFIG; see ndkd compare --help"),
-    "an unknown option": ([STUDENT, "--sedes", "1"], "unrecognized arguments: --sedes 1; see ndkd compare --help"),
+    "an unknown option": (
+        [STUDENT, "--sedes", "1"],
+        "there is no option --sedes; did you mean --seeds, --sweep\\? See ndkd compare --help",
+    ),
     "an unknown control": ([KDPP, "--control", "dn"], "no configuration has a loss term dn; known: ce, kd, nd"),
     "an unknown term": ([KDPP, "--sweep", "ndd", "1"], "no configuration has a loss term ndd; did you mean nd?"),
     "a weight twice": (
@@ -381,7 +384,7 @@ BAD = {
     "no YAML": (["broken.yaml"], "config broken.yaml is not valid YAML"),
     "an unknown entry": (
         ["wrong.yaml"],
-        "configuration wrong: there is no entry trainer.max_epoch; see ndkd fit --print_config",
+        "configuration wrong: there is no entry trainer.max_epoch; did you mean max_epochs\\?",
     ),
     "output that is a file": ([STUDENT, "--out", "wrong.yaml"], "folder wrong.yaml cannot be made: .*with --out DIR"),
 }
