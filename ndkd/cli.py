@@ -27,20 +27,20 @@ from ndkd.errors import NdkdError, plain_words, suggestion
 from ndkd.stopping import end_with_parent, stop, stoppable
 
 COMMANDS = {
-    "fit": "train a student from a teacher, or any model by itself; then test it",
-    "validate": "measure a checkpoint on the validation images",
-    "test": "measure a checkpoint on the test images",
+    "fit": "train a student with a teacher, or a model by itself, then test it",
+    "validate": "evaluate a checkpoint on the validation images",
+    "test": "evaluate a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images as CSV",
-    "compare": "train every configuration with every seed, and write the table",
-    "table": "print the table of runs that are finished, from their results.csv",
-    "report": "show in one page what runs have learnt",
-    "export": "write a checkpoint's student for use elsewhere, checked and described",
-    "cache": "list, or delete, what is recorded of teachers",
+    "compare": "train every configuration with every seed, and tabulate the results",
+    "table": "print the table of finished runs from their results.csv",
+    "report": "write a page that shows what runs have learnt",
+    "export": "export a checkpoint's student for use elsewhere, with a model card",
+    "cache": "list or delete recorded outputs of teachers",
     "configs": "list the configurations that come with ndkd, or print one",
 }
 
 
-TRUST = "build what the run names in your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
+TRUST = "allow the run to use classes of your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,28 +94,28 @@ def run_training(command: str, arguments: list[str]) -> int:
 
     usage: ndkd {command} --config FILE [--config FILE …] [--OPTION VALUE …]
 
-      --config FILE                           YAML, a file here or the name of one that comes with ndkd, see
-                                              ndkd configs; a later one changes what it spells
-      --ckpt_path last|best|FILE              a checkpoint of the run, or any file; without --config the file's run
-                                              folder gives the configuration (default last). In fit: last alone,
-                                              to continue the run from its last finished epoch
-      --trust PACKAGE                         not in fit: build what the run folder of FILE names in your own package;
+      --config FILE                           a YAML file, or the name of a configuration that comes with ndkd (see
+                                              ndkd configs); later files override earlier ones
+      --ckpt_path last|best|FILE              a checkpoint of the run (default last), or a file; without --config, the
+                                              configuration is read from the file's run folder. For fit, only last:
+                                              continue the run from its last finished epoch
+      --trust PACKAGE                         not for fit: allow the run of FILE to use classes of your own package;
                                               or NDKD_TRUST=PACKAGE, see docs/security.md
       --run_dir DIR                           the run folder; by default runs/ and the names of the config files,
                                               with -seedN for a seed other than 0
-      --seed_everything N                     seed of weights, order and augmentation (default 0)
+      --seed_everything N                     seed for weights, order and augmentation (default 0)
       --print_config                          print the resolved configuration and stop
-      --images PATH                           predict alone, with --ckpt_path FILE: new photos, a folder or one file,
-                                              to a CSV file; see ndkd predict --images --help
+      --images PATH                           only for predict, with --ckpt_path FILE: classify new photos, in a
+                                              folder or one file; see ndkd predict --images --help
 
-    Every entry of a configuration is an option too, for example:
+    Every entry of a configuration is also an option, for example:
       --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
       --model.init_args.student.name NAME     --model.init_args.teacher.checkpoint FILE
       --model.init_args.losses.nd.weight X    --data.init_args.batch_size N
-      --teacher_cache DIR                     record the teacher's outputs there, or read what is recorded
+      --teacher_cache DIR                     record the teacher's outputs in DIR, or reuse those recorded there
       --class_means.augment true              --class_means.cache_dir DIR         --class_means.file FILE
 
-    All options: ndkd {command} --help-all; of one class: ndkd {command} --model.help DistillationModule
+    All options: ndkd {command} --help-all; those of one class: ndkd {command} --model.help DistillationModule
     """
     if {"-h", "--help"} & set(arguments):
         print((inspect.getdoc(run_training) or "").format(command=command, summary=COMMANDS[command]))
@@ -144,18 +144,18 @@ def add_compare(add: Callable[..., Any]) -> None:
         "configs",
         nargs="+",
         metavar="CONFIG",
-        help="a file, or a name of ndkd configs; A.yaml,B.yaml is A with B over it",
+        help="a file, or a name that ndkd configs lists; A.yaml,B.yaml is A with the changes in B",
     )
-    add("--teacher", metavar="CONFIG", help="trained first, unless its run is there")
+    add("--teacher", metavar="CONFIG", help="of the teacher; trained first, unless that has been done")
     add(
         "--seeds",
         type=int,
         nargs="+",
         default=[0],
         metavar="N",
-        help="every configuration is trained with every seed (default 0)",
+        help="train every configuration with each of these seeds (default 0)",
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="for the runs and results.csv, .md and .png")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the runs, and for results.csv, .md and .png")
     add(
         "--control",
         metavar="TERM",
@@ -168,13 +168,19 @@ def add_compare(add: Callable[..., Any]) -> None:
         metavar=("TERM", "WEIGHT"),
         help="train every configuration that has this loss term with each of these weights",
     )
-    add("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
-    add("--no-teacher-cache", action="store_true", help="ask the teacher anew in every run; see docs/runs.md")
-    add("--print-commands", action="store_true", help="print the commands of the runs, and run nothing")
+    add("--jobs", type=int, default=1, metavar="N", help="number of runs at the same time (default 1)")
+    add(
+        "--no-teacher-cache",
+        action="store_true",
+        help="do not share the teacher's recorded outputs among the runs; see docs/runs.md",
+    )
+    add("--print-commands", action="store_true", help="print the commands of the runs without running them")
 
 
 def add_table(add: Callable[..., Any]) -> None:
-    add("files", nargs="+", type=Path, metavar="CSV", help="results.csv of ndkd compare; of several, one table")
+    add(
+        "files", nargs="+", type=Path, metavar="CSV", help="results.csv of ndkd compare; several files become one table"
+    )
 
 
 def add_report(add: Callable[..., Any]) -> None:
@@ -183,33 +189,49 @@ def add_report(add: Callable[..., Any]) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="for index.html and its pictures (default: report in the run's folder, or in the one that several lie in)",
+        help="folder for index.html and its pictures (default: report in the run folder, or beside the run folders)",
     )
 
 
 def add_export(add: Callable[..., Any]) -> None:
-    add("checkpoint", type=Path, help="of a run, for example runs/digits/kd++/checkpoints/best.ckpt")
+    add("checkpoint", type=Path, help="checkpoint of a run, for example runs/digits/kd++/checkpoints/best.ckpt")
     add("--format", choices=["safetensors", "torch", "onnx", "torch_export"], default="safetensors")
     add(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="in a folder of its own: a model card and preprocess.json go beside it",
+        help="file to write; give it a folder of its own, for a model card and preprocess.json",
     )
-    add("--normalise", action="store_true", help="the network takes images in [0, 1] (onnx and torch_export)")
-    add("--quantize", choices=["int8"], help="weights and activations in eight bits (onnx)")
-    add("--calibration", type=int, metavar="N", help="training images to calibrate int8 on (default 300)")
-    add("--max_drop", type=float, metavar="POINTS", help="accuracy that int8 may cost (default 1); more is an error")
+    add(
+        "--normalise",
+        action="store_true",
+        help="build normalisation into the network, which then takes images in [0, 1] (onnx and torch_export)",
+    )
+    add("--quantize", choices=["int8"], help="quantize weights and activations to eight bits (onnx)")
+    add("--calibration", type=int, metavar="N", help="number of training images to calibrate int8 on (default 300)")
+    add("--max_drop", type=float, metavar="POINTS", help="fail if int8 costs more accuracy than this (default 1)")
     add("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
-    add("--config", action="append", default=[], type=Path, metavar="FILE", help="build what your configuration names")
+    add(
+        "--config",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="your own configuration; allow what it names",
+    )
 
 
 def add_cache(add: Callable[..., Any]) -> None:
-    add("folder", type=Path, metavar="DIR", help="as given to --teacher_cache; of a comparison OUT/teacher_cache")
-    add("--older-than", type=float, metavar="DAYS", help="only what nothing was added to for so long")
-    add("--teacher", metavar="TEXT", help="only of teachers with this in their name or checkpoint")
-    add("--delete", action="store_true", help="remove what would be listed")
+    add(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="the folder given to --teacher_cache; ndkd compare has it in OUT/teacher_cache",
+    )
+    add("--older-than", type=float, metavar="DAYS", help="only recordings that nothing was added to for this long")
+    add("--teacher", metavar="TEXT", help="only of teachers with this text in their name or checkpoint")
+    add("--delete", action="store_true", help="delete the recordings instead of listing them")
 
 
 def add_configs(add: Callable[..., Any]) -> None:
@@ -217,10 +239,21 @@ def add_configs(add: Callable[..., Any]) -> None:
 
 
 def add_predict(add: Callable[..., Any]) -> None:
-    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="of a run, for example RUN/checkpoints/best.ckpt")
-    add("--images", type=Path, required=True, metavar="PATH", help="a folder of photos, searched through, or one photo")
-    add("--out", type=Path, metavar="FILE", help="CSV (default: predictions_of_NAME.csv in the run folder)")
-    add("--on_error", choices=["stop", "skip"], default="stop", help="at a photo that cannot be read")
+    add(
+        "--ckpt_path",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="checkpoint of a run, for example RUN/checkpoints/best.ckpt",
+    )
+    add("--images", type=Path, required=True, metavar="PATH", help="a photo, or a folder to search for photos")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="CSV file to write (default: predictions_of_NAME.csv in the run folder)",
+    )
+    add("--on_error", choices=["stop", "skip"], default="stop", help="what to do at a photo that cannot be read")
     add("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
 
 
@@ -239,9 +272,9 @@ def run_tool(command: str, arguments: list[str]) -> int:
     """Run a command that is a plain function, such as ``ndkd.commands.compare.compare``; the exit status."""
     parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command], allow_abbrev=False)
     if command == "compare":
-        parser.epilog = "What follows -- are options of every run: ndkd compare … -- --trainer.max_epochs 5"
+        parser.epilog = "Options after -- are passed to every run: ndkd compare … -- --trainer.max_epochs 5"
     if command == "configs":
-        parser.epilog = "Your own from one of them: ndkd configs digits/kd++.yaml > mine.yaml"
+        parser.epilog = "To start your own from one of them: ndkd configs digits/kd++.yaml > mine.yaml"
     PARSERS[command](parser.add_argument)
     more = {}
     if command == "compare" and "--" in arguments:

@@ -1,9 +1,14 @@
 """``ndkd`` as the tests call it."""
 
 import contextlib
+import fcntl
 import io
 import os
+import pty
 import signal
+import struct
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +29,26 @@ def ndkd(*arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([str(argument) for argument in arguments])
     return status, out.getvalue(), err.getvalue()
+
+
+def in_terminal(*arguments):
+    """The same with a terminal for both outputs: exit status, and what the terminal was sent."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    sent = []
+
+    def read():
+        with contextlib.suppress(OSError):  # raised at the terminal's end
+            while received := os.read(ours, 4096):
+                sent.append(received)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(theirs, "w") as terminal, contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
+        status = main([str(argument) for argument in arguments])
+    reader.join()
+    os.close(ours)
+    return status, b"".join(sent).decode()
 
 
 def gone(process, within=5):

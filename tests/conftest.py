@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from ndkd.callbacks import ClassMeans
 from ndkd.distillation.module import DistillationModule
@@ -125,7 +125,7 @@ def make_trainer():
             max_epochs=epochs,
             callbacks=list(callbacks),
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_progress_bar=False,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             **options,
         )

@@ -219,7 +219,7 @@ def test_an_option_of_the_data_that_cannot_be(place):
 
 def test_an_option_of_a_term_that_cannot_be(place):
     options = "--model.init_args.losses.kd.warmup_epochs=-1"
-    assert_refused("warmup_epochs: wanted 0 or more, got -1", "folder.yaml", options)
+    assert_refused("loss kd: warmup_epochs: wanted 0 or more, got -1", "folder.yaml", options)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_help_names_every_command_and_only_options_that_exist(workplace):
 
 def test_fit_shows_progress_and_ends_with_accuracies_and_folder(finished):
     run, out = finished
-    assert "Epoch 1: 100%" in out
+    assert re.search(r"^epoch 1 \(2/2\): train loss ", out, re.MULTILINE)
     *_, accuracy, folder = out.strip().splitlines()
     assert re.fullmatch(
         r"test accuracy: \d+\.\d\d% \(last epoch, 1\), \d+\.\d\d% \(best on validation, epoch [01]\)", accuracy
@@ -271,6 +271,37 @@ def test_wandb_goes_on_offline_without_credentials_and_keeps_its_id(workplace, m
 MISTAKES = {
     "unknown command": (["fot"], "unknown command 'fot'; did you mean fit?"),
     "no config": (["fit"], "no configuration: give --config FILE; see ndkd fit --help"),
+    "misspelt config option": (
+        ["fit", "--conifg", "digits/kd++.yaml"],
+        "there is no option --conifg; did you mean --con",
+    ),
+    "misspelt checkpoint option": (["test", "--ckptpath=x"], r"no option --ckptpath; did you mean --ckpt_path\?"),
+    "a config without its option": (["fit", "digits/kd++.yaml"], "give it as --config digits/kd"),
+    "a config option without a value": (["fit", "-c"], "-c has no value; give it the name of a file"),
+    "an option as config": (["fit", "--config", "--run_dir", "x"], "wanted the name of a file, got the option --run_"),
+    "an option without a value": (
+        [*KDPP, "--model.init_args.student.name"],
+        "--model.init_args.student.name has no value; give it one",
+    ),
+    "an option without a value before another": (
+        [*KDPP, "--data.init_args.batch_size", "--trainer.max_epochs", "1"],
+        "--data.init_args.batch_size has no value; give it one",
+    ),
+    "a term's own option": (
+        [*KDPP, "--model.init_args.losses.kd.warmup_epochs=-1"],
+        "loss kd: warmup_epochs: wanted 0",
+    ),
+    "a loss's option": (
+        [*KDPP, "--model.init_args.losses.kd.loss.init_args.temperature=-1"],
+        "loss kd: temperature: wanted a number above 0, got -1.0",
+    ),
+    "an empty block alone": (["fit", "--config", "block.yaml"], r"there is no entry modle; did you mean model\?"),
+    "an empty block": ([*KDPP, "--config", "means.yaml"], r"there is no entry class_mean; did you mean class_means\?"),
+    "an empty argument": (
+        [*KDPP, "--config", "studnet.yaml"],
+        r"config studnet.yaml: there is no entry model.init_args.studnet; did you mean student\?",
+    ),
+    "no block at all": (["fit", "--config", "trainer.yaml"], "data and model: missing; give a configuration that says"),
     "missing config": (
         ["fit", "--config", "configs/digits/kdd.yaml"],
         r"config configs/digits/kdd.yaml does not exist; did you mean configs/digits/kd.yaml, configs/digits/kd\+\+",
@@ -395,6 +426,10 @@ MISTAKES = {
 def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
     Path("broken.yaml").write_text("model: [unclosed")
     Path("unknown.yaml").write_text("modle: {a: 1}")
+    Path("block.yaml").write_text("modle: {}")
+    Path("means.yaml").write_text("class_mean:")
+    Path("studnet.yaml").write_text("model: {init_args: {studnet: {}}}")
+    Path("trainer.yaml").write_text("trainer: {max_epochs: 1}")
     Path("empty.yaml").touch()
     torch.save({"weight": torch.zeros(1)}, "plain.pth")
     Path("binary.yaml").write_bytes(b"\x80\xff")

@@ -3,6 +3,7 @@
 from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
+from ndkd.callbacks.epoch_lines import EpochLines
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.freezing import Freezing
 from ndkd.callbacks.run_recorder import RunRecorder, in_order

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
 from ndkd.callbacks.class_sums import ClassSums, UnknownMean
+from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasClassMeanLoader, HasFingerprint
 from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.errors import NdkdError, shortened
@@ -143,11 +144,10 @@ class ClassMeans(L.Callback):
 
     def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
         sums = ClassSums(module.num_classes, module.teacher.embedding_dim, module.device)
-        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         # the share of this process in the first max_images
         most = None if self.max_images is None else len(range(trainer.global_rank, self.max_images, trainer.world_size))
         seen = 0
-        for batch in tqdm(loader, desc="class means", disable=not shown, leave=False, unit="batch"):
+        for batch in tqdm(loader, desc="class means", disable=not shows_bars(trainer), leave=False, unit="batch"):
             if seen == most:
                 break
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))

@@ -112,21 +112,29 @@ Running = dict["subprocess.Popen[bytes]", tuple[Fit, dict[str, str]]]  # the fit
 
 
 def run_fits(fits: list[Fit], jobs: int, logs: Path) -> None:
-    """Run them, so many at a time, with one bar for all; a failure is kept in the fit's ``error``."""
+    """Run them, so many at a time; a failure is kept in the fit's ``error``.
+
+    One bar shows all of them, or, where standard error is no terminal, a line says when each begins.
+    """
     places, waiting = _environments(jobs), list(fits)
     running: Running = {}
     layout = "{l_bar}{bar}| {n:.1f} of {total} runs [{elapsed}<{remaining}{postfix}]"
-    with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=not fits) as bar, _terminate_on_exit(running):
+    hidden = None if fits else True  # None: where there is no terminal
+    with tqdm(total=len(fits), bar_format=layout, mininterval=1, disable=hidden) as bar, _terminate_on_exit(running):
         while waiting or running:
             while waiting and places:
                 fit, place = waiting.pop(0), places.pop(0)
                 running[_started(fit, place, _log(logs, fit))] = fit, place
+                if bar.disable:
+                    number = len(fits) - len(waiting)
+                    print(f"{fit.run.path.name}: run {number} of {len(fits)} begins", flush=True)
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
                 fit, place = running.pop(process)
                 places.append(place)
                 fit.error = _last_message(_log(logs, fit)) if process.returncode else None
                 bar.write(f"{fit.run.path.name}: {fit.error or _outcome(fit)}", file=sys.stdout)
+                sys.stdout.flush()
             _show_progress(bar, [fit for fit, _ in running.values()], len(fits) - len(waiting) - len(running))
 
 

@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +15,18 @@ from torchvision.transforms import v2
 
 import ndkd.losses
 from ndkd.callbacks.class_means import ClassMeans
-from ndkd.configuration.parser_errors import one_line, parameters_of
+from ndkd.configuration.parser_errors import failed_term, one_line, parameters_of
 from ndkd.data.from_config import DATA_MODULES
 from ndkd.errors import NdkdError
 from ndkd.stopping import Stopped, stop
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
+def in_our_words(words: Sequence[str] = ()) -> Iterator[None]:
     """Make an ``NdkdError`` of what the parser, the trainer and the compiler raise, and ``Stopped`` of a signal.
+
+    Args:
+        words: of the command line.
 
     Raises:
         NdkdError: says which entry is wrong and why.
@@ -32,7 +35,7 @@ def in_our_words() -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise NdkdError(one_line(str(error), known_classes(), known_entries())) from error
+        raise NdkdError(one_line(str(error), known_classes(), known_entries(), words)) from error
     except MisconfigurationException as error:  # the trainer's own word on its options
         raise NdkdError(f"trainer: {error}") from error
     except ValueError as error:
@@ -52,7 +55,8 @@ def _of_an_entry(error: ValueError) -> NdkdError | None:
     while isinstance(cause, ValueError) and cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, NdkdError):
-        return cause
+        term = failed_term(str(error))
+        return NdkdError(f"loss {term}: {cause}") if term else cause
     if isinstance(cause, ModuleNotFoundError):  # of a logger, for example
         return NdkdError(str(cause))
     if re.search("Parser key|Does not validate", str(error)):  # of an entry that is made after all are read

@@ -6,7 +6,7 @@ import yaml
 
 from ndkd.configuration.arguments import values_of, without_option
 from ndkd.configuration.overlays import CONFIG
-from ndkd.errors import NdkdError
+from ndkd.errors import NdkdError, suggestion
 from ndkd.runs import Run
 from ndkd.trust import Trust
 
@@ -22,7 +22,8 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     if command == "fit" or not checkpoint:
         if any(option.startswith(("--help", "--model", "--data", "--print_config")) for option in options):
             return arguments
-        raise NdkdError(f"no configuration: give --config FILE; see ndkd {command} --help")
+        said = _what_was_meant(options)
+        raise NdkdError(f"no configuration: {said}{' See' if said.endswith('?') else '; see'} ndkd {command} --help")
     run = Run.of_checkpoint(checkpoint[-1])
     if not Path(checkpoint[-1]).is_file():
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not exist; correct --ckpt_path")
@@ -35,3 +36,17 @@ def with_stored_config(arguments: list[str]) -> list[str]:
     # itself, not its file, which might be another by the time it is parsed
     text = yaml.safe_dump(config, default_flow_style=True, sort_keys=False, width=float("inf"))
     return [command, "--config", text, "--run_dir", str(run.path), *options]
+
+
+def _what_was_meant(options: list[str]) -> str:
+    """What to do, by the words that are given in place of a configuration."""
+    if options and options[-1] in CONFIG:
+        return f"{options[-1]} has no value; give it the name of a file"
+    if options and not options[0].startswith("-"):
+        return f"give it as --config {options[0]}"
+    for option in options:
+        name = option.partition("=")[0]
+        hint = suggestion(name, ["--config", "--ckpt_path"])
+        if name.startswith("-") and hint.startswith("did you mean"):
+            return f"there is no option {name}; {hint}"
+    return "give --config FILE"

@@ -42,7 +42,7 @@ def write_teacher_means(file: Path, teacher: dict[str, Any], data: dict[str, Any
     if file.is_file() and _is_current(file, names, digest, embed):
         return
     sums = ClassSums(images.num_classes, model.embedding_dim, device)
-    for batch, target in tqdm(loader, desc="class means", leave=False, unit="batch"):
+    for batch, target in tqdm(loader, desc="class means", disable=None, leave=False, unit="batch"):
         sums.add(embed(batch), target.to(device))
     means, _ = sums.means(names)
     norms = torch.cat([embed(batch).norm(dim=1) for batch, _ in images.val_dataloader()])

@@ -23,7 +23,7 @@ def run_command(arguments: list[str]) -> int:
         return 0
     keep_freed_memory()
     try:
-        with in_our_words(), _closed_bars():
+        with in_our_words(arguments), _closed_bars():
             TrainingCLI(arguments)
     except SystemExit as exit:  # after the parser's help
         return int(exit.code or 0)
@@ -51,7 +51,7 @@ def resolved_config(options: list[str]) -> dict[str, Any]:
         NdkdError: a mistake in it.
     """
     quiet()
-    with in_our_words():
+    with in_our_words(options):
         return yaml.safe_load(ConfigurationCLI(["fit", *options]).resolved())
 
 

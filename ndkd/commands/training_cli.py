@@ -18,6 +18,7 @@ from ndkd.callbacks.base import Waits
 from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
 from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
+from ndkd.callbacks.epoch_lines import EpochLines, wants_lines
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.opening import Opening
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
@@ -27,9 +28,10 @@ from ndkd.commands.final_test import log_results
 from ndkd.commands.run_state import check_epochs_left, end_of_run, say_what_changed
 from ndkd.commands.stored_config import with_stored_config
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
-from ndkd.configuration.arguments import default_run_dir, with_found_configs, with_whole_names
+from ndkd.configuration.arguments import default_run_dir, values_of, with_found_configs, with_whole_names
+from ndkd.configuration.empty_entries import check_arguments, check_blocks
 from ndkd.configuration.nulls import check_nulls
-from ndkd.configuration.overlays import with_merged_losses
+from ndkd.configuration.overlays import CONFIG, with_merged_losses
 from ndkd.data.base import HasClassCounts
 from ndkd.data.from_config import has_test
 from ndkd.distillation.module import DistillationModule
@@ -77,7 +79,11 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without Lightning's warning that these are not the words of the command line."""
+        command, configs = self.given[0], values_of(CONFIG, self.given)
+        options = [a.dest for a in self._subcommand_parsers[command]._actions if not a.dest.endswith(".help")]
+        check_blocks(configs, options)
         self.config = parser.parse_args(args)
+        check_arguments(configs, {block: self.config[command].get(block) for block in ("model", "data")})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path | None, default=None, help="The run folder.")
@@ -168,6 +174,7 @@ class TrainingCLI(LightningCLI):
         return name
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        lines = [EpochLines()] if wants_lines(config) else []
         if self.subcommand == "fit":
             callbacks = [*callbacks, Opening()]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
@@ -179,11 +186,14 @@ class TrainingCLI(LightningCLI):
                 FeatureStatistics(run),
                 DetectionPictures(run),
                 RunRecorder(run, text, is_tested=True),
+                *lines,
                 *checkpoint_callbacks(run, self.model.headline[0]),
             ]
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
         else:
             config["enable_checkpointing"] = False
+            if lines:
+                config["enable_progress_bar"] = False
         check_strategy(config["strategy"])
         os.environ |= parent_of(getattr(signal, "SIGKILL", signal.SIGTERM))  # of other ranks, which may wait for us
         self.until_the_end.callback(os.environ.pop, PARENT, None)

@@ -18,51 +18,69 @@ NOISE = re.compile(
 PRINT_CONFIG = "see ndkd fit --print_config for those that exist"
 
 
-def one_line(message: str, classes: Mapping[str, Sequence[str]], entries: Mapping[str, Sequence[str]] = {}) -> str:
+def one_line(
+    message: str,
+    classes: Mapping[str, Sequence[str]],
+    entries: Mapping[str, Sequence[str]] = {},
+    words: Sequence[str] = (),
+) -> str:
     """Say in one line which entry of the configuration is wrong and why: the innermost cause, and never cut.
 
     Args:
         message: of a jsonargparse error.
         classes: names to suggest where a class is not found, by the entry that wants them.
         entries: names to suggest where an entry is not known, by the block that has them, ``""`` for the options.
+        words: of the command line.
 
     >>> message = "Parser key \\"data\\":\\n  - Expected a dot import path string: Digit"
     >>> one_line(message, {"data": ["DigitsDataModule"]})
     'data: there is no class Digit; did you mean DigitsDataModule?'
     """
     own: list[str] = re.findall(r"- (\w+: wanted [^\n]+)", message)  # of a class of ours that refuses its options
+    term = failed_term(message)
     if own:
-        return own[-1]
-    if (said := _of_options(message, entries)) is not None:
+        return f"loss {term}: {own[-1]}" if term else own[-1]
+    if (said := _of_options(message, entries, words)) is not None:
         return said
     where = _place(message)
-    lead = f"{where}: " if where else "losses: " if "LossTerm" in message else ""  # one that fails when it is made
+    lead = f"{where}: " if where else f"loss {term}: " if term else "losses: " if "LossTerm" in message else ""
     for find in (_no_class, _no_entry, _no_value):
         if (said := find(message, where, classes)) is not None:
             return f"{lead}{said}"
     return f"{lead}{_innermost(message)}"
 
 
-def _of_options(message: str, entries: Mapping[str, Sequence[str]]) -> str | None:
+def failed_term(message: str) -> str | None:
+    """The loss term that fails when it is made: of the terms in the message, the first that is not made yet."""
+    _, is_of_terms, terms = message.rpartition("objective.LossTerm]")
+    found = re.search(r"'([^']+)': Namespace\(loss=", terms.partition("Given value: ")[2])
+    return found[1] if is_of_terms and found else None
+
+
+def _of_options(message: str, entries: Mapping[str, Sequence[str]], words: Sequence[str]) -> str | None:
     """What is wrong with the words of the command line, or with a block that is no class."""
     options = [*entries.get("", ()), *(f"{block}.{name}" for block in entries if block for name in entries[block])]
     if unknown := re.search(r"does not accept option '([^']+)'", message):
         block, _, name = unknown[1].partition(".")
         word, known = (name, entries[block]) if block in entries else (block, [*entries.get("", ()), *entries])
         return f"there is no entry {unknown[1]}; {_did_you_mean(word, known)}"
-    if words := re.search(r"nrecognized arguments:\s+(.+)", message):
-        word = words[1].split()[0]
+    if unrecognized := re.search(r"nrecognized arguments:\s+(.+)", message):
+        word = unrecognized[1].split()[0]
         if not word.startswith("--"):
-            return f"unrecognized arguments: {words[1]}; options begin with --"
+            return f"unrecognized arguments: {unrecognized[1]}; options begin with --"
         name = word.removeprefix("--").partition("=")[0]
         near = _near(name, options)
         hint = f"did you mean {', '.join(f'--{other}' for other in near)}?" if near else "see ndkd fit --help-all"
         return f"there is no option --{name}; {hint}"
     if missing := re.match(r"the following arguments are required: (.+)", " ".join(message.split())):
         names = [name.rpartition(".")[2] for name in missing[1].split(", ")]
-        return f"{' and '.join(names)}: missing; give a configuration that has a block {names[0]}"
+        return f"{' and '.join(names)}: missing; give a configuration that says them, such as digits/kd++.yaml"
     if found := re.search(r"argument (--[\w.]+): expected one argument", message):
-        return f"an option that begins with {found[1]} has no value; give it one"
+        following = [*words[1:], "--"]
+        bare = [w for w, after in zip(words, following, strict=False) if w.startswith(found[1]) and after[:1] == "-"]
+        lacking = [word for word in bare if "=" not in word]
+        which = " or ".join(lacking) or f"an option that begins with {found[1]}"
+        return f"{which} has no value; give it one"
     return None
 
 

@@ -33,6 +33,8 @@ def find_config(name: str | Path) -> Path:
     """
     if not str(name).strip():
         raise NdkdError("config: wanted the name of a file, got none; see ndkd configs")
+    if str(name).startswith("--"):
+        raise NdkdError(f"config: wanted the name of a file, got the option {name}; see ndkd configs")
     try:
         if (found := lookup(name)) is not None:
             return found

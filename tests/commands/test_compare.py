@@ -22,7 +22,7 @@ from ndkd.commands import compare_jobs as jobs
 from ndkd.commands import compare_plan
 from ndkd.commands.compare_tables import as_table, differences_by_seed, half_interval, write_tables
 from ndkd.runs import Run
-from tests.command import REPOSITORY, SHORT, gone, ndkd
+from tests.command import REPOSITORY, SHORT, gone, in_terminal, ndkd
 
 STUDENT, KD, KDPP = (f"configs/digits/{name}.yaml" for name in ("student", "kd", "kd++"))
 TEACHER = ["--teacher", "configs/digits/teacher.yaml"]
@@ -279,11 +279,13 @@ def test_each_job_has_a_gpu(monkeypatch, visible, wanted):
     assert jobs._environments(1) == [{}]
 
 
-def test_the_bar_shows_all_runs(teacher):
+def test_the_bar_of_a_terminal_shows_all_runs(teacher):
     Path("slow").write_text("0.6")
-    _, _, err = ndkd("compare", "--seeds", 0, 1, "--out", "out", STUDENT)
-    assert re.search(r"1\.0 of 2 runs \[.*student-seed1 1%\]", err)  # an epoch of 120
-    assert "2.0 of 2 runs" in err
+    status, sent = in_terminal("compare", "--seeds", 0, 1, "--out", "out", STUDENT)
+    assert status == 0
+    assert re.search(r"1\.0 of 2 runs \[.*student-seed1 1%\]", sent)  # an epoch of 120
+    assert "2.0 of 2 runs" in sent
+    assert "begins" not in sent
 
 
 @pytest.mark.parametrize(
@@ -296,6 +298,17 @@ def test_progress_is_the_share_of_epochs_or_steps(tmp_path, trainer, wanted):
     assert fit.progress == 0
     run.add_metrics({"epoch": 1, "step": 10})
     assert fit.progress == wanted
+
+
+def test_a_file_is_told_when_a_run_begins_and_ends(teacher):
+    status, out, err = ndkd("compare", "--seeds", 0, 1, "--out", "out", STUDENT)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[:4] == [
+        "student-seed0: run 1 of 2 begins",
+        "student-seed0: test/acc1 80.00, 90 s",
+        "student-seed1: run 2 of 2 begins",
+        "student-seed1: test/acc1 81.00, 90 s",
+    ]
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ OTHER = 'Parser key "data":\n  something\n  else'
         ("unrecognized arguments: x y", "unrecognized arguments: x y; options begin with --"),
         (
             "the following arguments are required: fit.data, fit.model",
-            "data and model: missing; give a configuration th",
+            "data and model: missing; give a configuration that says them",
         ),
         ("argument --model: expected one argument", "an option that begins with --model has no value; give it one"),
     ],
@@ -133,6 +133,23 @@ def test_a_list_where_a_tensor_is_wanted():
 def test_a_loss_that_fails_when_it_is_made():
     message = "Subtypes: [Mapping[str, ndkd.distillation.objective.LossTerm]]\n  Errors:\n    - scale is too small"
     assert one_line(message, {}) == "losses: scale is too small"
+
+
+def test_the_term_that_fails_is_the_first_that_is_not_made():
+    terms = "{'ce': LossTerm(loss=CrossEntropyLoss(), weight=1.0), 'kd': Namespace(loss=Namespace(class_path='a.B')), "
+    terms += "'nd': Namespace(loss=Namespace(class_path='a.C'))}"
+    message = f"Subtypes: [Mapping[str, ndkd.distillation.objective.LossTerm]]\nErrors:\n  - %s\nGiven value: {terms}"
+    assert one_line(message % "scale is too small", {}) == "loss kd: scale is too small"
+    assert one_line(message % "scale: wanted more, got 0", {}) == "loss kd: scale: wanted more, got 0"
+
+
+def test_the_option_without_a_value_is_named():
+    words = ["fit", "--model.init_args.student.name", "--model.init_args.decay=all", "--trainer.max_epochs", "3"]
+    message = "argument {}: expected one argument"
+    assert one_line(message.format("--model"), {}, words=words).startswith(
+        "--model.init_args.student.name has no value"
+    )
+    assert one_line(message.format("--trainer"), {}, words=words).startswith("an option that begins with --trainer")
 
 
 def test_no_names_to_suggest():
