@@ -18,6 +18,7 @@ USED = [
     ("callbacks/class_means.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "foreign images"),
     ("commands/library_errors.py", "_dynamo", "torch", "the exceptions of torch.compile"),
     ("commands/training.py", "_instances", "tqdm:tqdm", "bars that an error leaves open"),
+    ("commands/training_cli.py", "_actions", "argparse:ArgumentParser", "the options that there are"),
     ("commands/training_cli.py", "_instantiate_trainer", "lightning.pytorch.cli:LightningCLI", "callbacks of a run"),
     ("commands/training_cli.py", "_parse_ckpt_path", "lightning.pytorch.cli:LightningCLI", "configurations win"),
     ("commands/training_cli.py", "_parser", "lightning.pytorch.cli:LightningCLI", "the whole configuration"),

@@ -80,7 +80,7 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without Lightning's warning that these are not the words of the command line."""
         command, configs = self.given[0], values_of(CONFIG, self.given)
-        options = [a.dest for a in self._subcommand_parsers[command]._actions if not a.dest.endswith(".help")]
+        options = [a.dest for a in self._parser(command)._actions if not a.dest.endswith(".help")]
         check_blocks(configs, options)
         self.config = parser.parse_args(args)
         check_arguments(configs, {block: self.config[command].get(block) for block in ("model", "data")})
