@@ -17,6 +17,7 @@ STATUS: dict[str, type | tuple[type, ...]] = {
     "error": str,
     "git_commit": str,
     "results": dict,
+    "teacher": dict,
     "versions": dict,
     "seconds": NUMBER,
     "parameters": NUMBER,
@@ -60,13 +61,16 @@ def checked_status(found: Any) -> dict[str, Any]:
         if name in STATUS and not isinstance(value, STATUS[name]):
             raise ValueError(f"{name} is {str(value)[:60]}")
     results = found.get("results") or {}
-    metric = f"test/{found.get('headline', 'acc1')}"
+    headline = found.get("headline", "acc1")
+    metric, of_teacher = f"test/{headline}", f"val/{headline}"
     for name, result in results.items():
         values = {"epoch": None, metric: None, **result} if isinstance(result, dict) else {"": result}
         if not all(isinstance(value, (int, float)) for value in values.values()):
             raise ValueError(f"results.{name} is {str(result)[:60]}, without numbers for epoch and {metric}")
     if results and "last" not in results:
         raise ValueError("results has none of the last epoch")
+    if (teacher := found.get("teacher")) is not None and not isinstance(teacher.get(of_teacher), NUMBER):
+        raise ValueError(f"teacher is {str(teacher)[:60]}, without a number for {of_teacher}")
     return found
 
 

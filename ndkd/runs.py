@@ -11,6 +11,7 @@
     predictions/0000.npz    per epoch, on the evaluation set: target, prediction, confidence
     features/0000.npz       per epoch, on the evaluation set: histograms of norms and angles
     pictures/0000.png       per epoch, of a detector: ground truth, student and teacher
+    as_teacher.json         how good it is as others' teacher, on their validation images
     predictions.csv         what ``ndkd predict`` wrote; predictions.json, COCO's results, for detectors
 """
 
@@ -49,6 +50,7 @@ class Run:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
+        self.as_teacher = self.path / "as_teacher.json"
         self.lock: Lock | None = None
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Callbacks: class means, frozen parts, feature statistics, the run folder."""
+"""Callbacks: class means, frozen parts, feature statistics, the teacher's accuracy, the run folder."""
 
 from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
 from ndkd.callbacks.class_means import ClassMeans
@@ -7,4 +7,5 @@ from ndkd.callbacks.epoch_lines import EpochLines
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.freezing import Freezing
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
+from ndkd.callbacks.teacher_accuracy import TeacherAccuracy
 from ndkd.callbacks.teacher_cache import TeacherCache

@@ -96,6 +96,8 @@ class Fit:
             found |= {"metric": metric, "seconds": status.get("seconds"), "parameters": status.get("parameters")}
             for name, values in epochs.items():
                 found |= {name: 100 * values[metric], f"{name}_epoch": values["epoch"]}
+            if taught := status.get("teacher"):
+                found["teacher"] = 100 * taught[f"val/{status.get('headline', 'acc1')}"]
             found |= self._origin(status)
             at_the_end = (self.run.metrics() or [{}])[-1]
             found |= {name: float(at_the_end[column]) for name, column in MEASURED.items() if at_the_end.get(column)}

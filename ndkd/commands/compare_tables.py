@@ -13,7 +13,18 @@ from ndkd.commands.markdown import code, inline
 from ndkd.files import write_atomically
 
 COLUMNS = ["config", "control", "term", "weight", "seed", "state", "metric", "last", "last_epoch", "best", "best_epoch"]
-COLUMNS += ["angle", "relative_norm", "seconds", "parameters", "protocol", "precision", "date", "commit", "machine"]
+COLUMNS += [
+    "teacher",
+    "angle",
+    "relative_norm",
+    "seconds",
+    "parameters",
+    "protocol",
+    "precision",
+    "date",
+    "commit",
+    "machine",
+]
 COLUMNS += ["torch", "error", "folder"]
 
 LEGEND = """\
@@ -74,26 +85,33 @@ def half_interval(values: pd.Series) -> float:
 
 
 def markdown(runs: pd.DataFrame) -> str:
-    """A row per configuration, and one for each run that ended without a result."""
+    """A row per configuration, and one for each run that ended without a result.
+
+    Below it the teacher's accuracy, which is a column where it is not the same for all that have one.
+    """
     gains = differences_by_seed(runs)
     metric = next(iter(runs["metric"].dropna()), "result")
     first = next((name for name in runs["config"] if name not in gains["first"]), "")
     minus = f"minus {inline(first)}", "minus control"
-    head = ["", "seeds", f"{metric}, last epoch", "best epoch", *minus, "minutes", "parameters"]
-    rows = [_row(name, of_config, gains) for name, of_config in runs.groupby("config", sort=False)]
+    teachers = [f"{value:.2f}" for value in runs["teacher"].dropna()]
+    taught = ["teacher, on validation"] if len(set(teachers)) > 1 else []
+    head = ["", "seeds", f"{metric}, last epoch", "best epoch", *minus, *taught, "minutes", "parameters"]
+    rows = [_row(name, of_config, gains, bool(taught)) for name, of_config in runs.groupby("config", sort=False)]
     rows += _without_result(runs)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    return f"{table}\n\nteacher: {teachers[0]} on validation" if teachers and not taught else table
 
 
-def _row(name: str, runs: pd.DataFrame, gains: dict[str, dict[str, pd.Series]]) -> list[str]:
+def _row(name: str, runs: pd.DataFrame, gains: dict[str, dict[str, pd.Series]], has_teacher: bool) -> list[str]:
     """One configuration: its seeds, its results, what it gains over others, and what it costs."""
     done = runs[runs["state"] == "finished"]
     results = [_shown(done[column], signed=False) for column in ("last", "best")]
     differences = [_shown(gains[kind].get(name), signed=True) for kind in ("first", "control")]
+    teacher = [_shown(done["teacher"], signed=False)] if has_teacher else []
     minutes = pd.to_numeric(done["seconds"]).mean() / 60
     parameters = pd.to_numeric(done["parameters"]).max()
     cost = [f"{minutes:.1f}" if pd.notna(minutes) else "", f"{parameters:,.0f}" if pd.notna(parameters) else ""]
-    return [inline(name), " ".join(map(str, done["seed"])), *results, *differences, *cost]
+    return [inline(name), " ".join(map(str, done["seed"])), *results, *differences, *teacher, *cost]
 
 
 def _without_result(runs: pd.DataFrame) -> list[list[str]]:

@@ -123,6 +123,7 @@ class ShownRun:
         self.class_names = Known.of(checkpoint).class_names
         results = {"test": self.status.get("results"), "val": run.validation_results(f"val/{self.headline}")}
         self.results = {images: epochs for images, epochs in results.items() if epochs}
+        self.teacher = (self.status.get("teacher") or {}).get(f"val/{self.headline}")
         self.images = len(self.predictions)
         self.is_comparable = False  # image by image
         if self.images:

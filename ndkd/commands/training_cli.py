@@ -22,6 +22,7 @@ from ndkd.callbacks.epoch_lines import EpochLines, wants_lines
 from ndkd.callbacks.feature_statistics import FeatureStatistics
 from ndkd.callbacks.opening import Opening
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
+from ndkd.callbacks.teacher_accuracy import TeacherAccuracy
 from ndkd.callbacks.teacher_cache import TeacherCache
 from ndkd.commands.class_accuracy import of_each_class, of_unmeasured
 from ndkd.commands.final_test import log_results
@@ -187,6 +188,7 @@ class TrainingCLI(LightningCLI):
                 DetectionPictures(run),
                 RunRecorder(run, text, is_tested=True),
                 *lines,
+                TeacherAccuracy(run),
                 *checkpoint_callbacks(run, self.model.headline[0]),
             ]
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]

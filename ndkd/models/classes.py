@@ -34,7 +34,7 @@ def published_class_names(num_classes: int, wanted: Sequence[str]) -> list[str] 
 
 def fit_classes(
     layers: list[nn.Linear], found: Names, wanted: Names, num_classes: int, strict: bool, renew: bool, source: str
-) -> None:
+) -> bool:
     """Make a classifier one of the data's classes, in place.
 
     Where it knows them all, it keeps their logits, in the data's order.
@@ -48,26 +48,33 @@ def fit_classes(
         renew: where the number of classes differs, a new classifier may take its place.
         source: names the model in a message.
 
+    Returns:
+        Whether its logits are those of the data's classes, as far as can be known.
+
     Raises:
         NdkdError: classes that the model does not know.
     """
     own = layers[0].out_features  # a detector's second layer has four outputs for each class
+    is_other = False
     if found is not None and wanted is not None and list(found) != list(wanted):
         times = Counter(found)
         missing = [name for name in wanted if times[name] != 1]  # a name of two classes tells neither
         if not missing:
-            return _keep(layers, [list(found).index(name) for name in wanted])
+            _keep(layers, [list(found).index(name) for name in wanted])
+            return True
         if strict:
             raise NdkdError(
                 f"{source} does not know {len(missing)} of the data's {len(wanted)} classes: {shortened(missing)}; "
                 f"it has {shortened(found)}. Train a teacher on this data, or give its classes the teacher's names"
             )
+        is_other = True
     if own == num_classes:
-        return None
+        return not is_other
     if strict or not renew:
         to_do = "train a teacher on this data" if strict else "with pretrained: true it gets a new classifier"
         raise NdkdError(f"{source} has {own} classes without names, the data has {num_classes}: {to_do}")
-    return new_classes(layers, num_classes)
+    new_classes(layers, num_classes)
+    return False
 
 
 def new_classes(layers: list[nn.Linear], num_classes: int) -> None:

@@ -94,7 +94,9 @@ class ModelConfig:
         if self.checkpoint or from_hub:
             layers = extractor.classifier_layers
             names = self._names(known, layers[0].out_features, class_names)
-            fit_classes(layers, names, class_names, num_classes, strict, self.pretrained, source)
+            extractor.knows_classes = fit_classes(
+                layers, names, class_names, num_classes, strict, self.pretrained, source
+            )
         if self.classifier is None and extractor.num_classes != num_classes:
             raise NdkdError(
                 f"model {self.name}: {extractor.classifier[0]} has {extractor.num_classes} outputs, wanted "

@@ -38,6 +38,7 @@ class FeatureExtractor(nn.Module):
 
     mean: Tensor | None
     std: Tensor | None
+    knows_classes = True  # whether the logits are those of the data's classes, as far as can be known
 
     def __init__(
         self,

@@ -1,0 +1,191 @@
+"""How good the teacher is itself, on the images that its student is validated on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from tqdm import tqdm
+
+from ndkd.data.base import HasFingerprint
+from ndkd.distillation.batches import hard
+from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher
+from ndkd.distillation.recordings import identity_of
+from ndkd.errors import Damaged, NdkdError
+from ndkd.files import write_atomically
+from ndkd.models.config import ModelConfig
+from ndkd.run_checks import NUMBER
+from ndkd.runs import Run
+
+Values = dict[str, Any]  # ``val/acc1`` and others, and ``digest``: of what
+
+
+class TeacherAccuracy(Checkpoint):
+    """Pass the teacher over the validation images, once before the first epoch, and measure it as its student is.
+
+    What is found goes into the run's status. Where the images have a fingerprint it is also kept with the teacher, in
+    the run folder that its checkpoint lies in and in the folder of its recording, and later runs read it from there.
+
+    A teacher of other classes than the data's is not measured, nor is a detector, nor one that is not loaded.
+
+    Like the run recorder, after which it has to come, it is one of Lightning's checkpoint callbacks: status.json is
+    written after config.yaml.
+
+    Args:
+        run: the folder.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.found: Values | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.found = None
+        if not (trainer.enable_validation and _is_of_these_classes(pl_module)):
+            return
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()  # the trainer's own preparation, which is done once
+        loader, batches = _validation(trainer)
+        digest = _digest(trainer, pl_module, loader, batches) if trainer.is_global_zero else ""
+        places = _places(pl_module) if isinstance(loader, HasFingerprint) else []
+        found = _known(self.run, places, digest) if trainer.is_global_zero else None
+        found = trainer.strategy.broadcast(found)
+        if found is None and _is_loaded(pl_module.teacher):
+            found = {**measure(trainer, pl_module, loader, batches), "digest": digest}
+            if trainer.is_global_zero:
+                _remember(places, found)
+        metric, word = pl_module.headline
+        if found is None or f"val/{metric}" not in found:
+            return
+        self.found = found
+        if trainer.is_global_zero:
+            print(f"teacher: validation {word} {found[f'val/{metric}']:.2%}")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self.run.update_status(teacher=self.found)
+
+
+def measure(trainer: Any, module: Any, loader: Any, batches: float) -> dict[str, float]:
+    """The values of the module's own metrics, ``val/acc1`` and others, with the teacher in the student's place.
+
+    Args:
+        trainer: that trains the module; all of its processes take part.
+        module: with a teacher.
+        loader: of the validation images.
+        batches: so many of them.
+    """
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    bar = tqdm(loader, desc="teacher", total=batches, disable=not shown, leave=False, unit="batch")
+    with isolate_rng(), _as_in_validation(trainer, module):
+        for number, batch in enumerate(bar, 1):
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = module._on_before_batch_transfer(batch)
+            batch = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.val_step_context():
+                output = module.forward_pair(batch)
+                module.update_metrics(replace(output, student=output.teacher, target=hard(output.target)))
+            if number >= batches:
+                break
+        return {f"val/{name}": float(value) for name, value in module.compute_metrics("val").items()}
+
+
+@contextmanager
+def _as_in_validation(trainer: Any, module: Any) -> Iterator[None]:
+    """All modules in evaluation mode and no gradients; the trainer says that it validates, so that no images are
+    mixed."""
+    stage, modes = trainer.state.stage, {part: part.training for part in module.modules()}
+    as_configured = trainer.fit_loop.epoch_loop.val_loop.inference_mode
+    trainer.state.stage = RunningStage.VALIDATING
+    module.eval()
+    try:
+        with torch.no_grad(), torch.inference_mode() if as_configured else nullcontext():
+            yield
+    finally:
+        trainer.state.stage = stage
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _is_of_these_classes(module: Any) -> bool:
+    """Whether there is a teacher whose logits are those of the data's classes."""
+    if module.teacher is None or not module.has_embeddings:
+        return False
+    itself = module.teacher.model if isinstance(module.teacher, RecordedTeacher) else module.teacher
+    return module.teacher.num_classes == module.num_classes and getattr(itself, "knows_classes", True)
+
+
+def _is_loaded(teacher: Any) -> bool:
+    return not isinstance(teacher, RecordedTeacher) or teacher.is_asked
+
+
+def _validation(trainer: Any) -> tuple[Any, float]:
+    """The loader of the validation images, and how many batches of it are wanted."""
+    (loader,) = CombinedLoader(trainer.val_dataloaders, "sequential").flattened
+    (batches,) = trainer.num_val_batches
+    return loader, batches
+
+
+def _digest(trainer: Any, module: Any, loader: Any, batches: float) -> str:
+    """Of all that the accuracy depends on."""
+    teacher, source, data = module.teacher, module.sources["teacher"], trainer.datamodule
+    if isinstance(teacher, RecordedTeacher):
+        identity = teacher.recording.identity
+    else:
+        in_a_file = isinstance(source, ModelConfig) and source.checkpoint is not None
+        identity = identity_of(source, None if in_a_file else teacher, {}, Compression())
+    about, weights = identity["teacher"], identity["weights"]
+    if weights:
+        about = {**about, "checkpoint": None}  # the same file by another name
+    statistics = [getattr(data, name, None) for name in ("mean", "std")]
+    images = loader.fingerprint() if isinstance(loader, HasFingerprint) else None
+    share = [batches, getattr(loader, "batch_size", None), trainer.world_size]
+    parts = [about, weights, images, share, trainer.precision, statistics, module.class_names, module.headline]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def _places(module: Any) -> list[Path]:
+    """Files beside the teacher in which its accuracies are kept by their digests."""
+    source, teacher = module.sources["teacher"], module.teacher
+    in_a_file = isinstance(source, ModelConfig) and source.checkpoint is not None
+    run = Run.of_checkpoint(source.checkpoint) if in_a_file else None
+    places = [run.as_teacher] if run else []
+    return [*places, teacher.file("as_teacher.json")] if isinstance(teacher, RecordedTeacher) else places
+
+
+def _known(run: Run, places: list[Path], digest: str) -> Values | None:
+    """What an earlier start of the run, or another run, has found."""
+    try:
+        found = [run.status().get("teacher")]
+    except Damaged:
+        found = []
+    found += [values for place in places for values in _read(place)]
+    return next((values for values in found if values and values.get("digest") == digest), None)
+
+
+def _read(file: Path) -> list[Values]:
+    """What is kept in a file; of one that is damaged nothing."""
+    try:
+        kept = json.loads(file.read_bytes())
+        return [values for values in kept if all(isinstance(v, NUMBER) for k, v in values.items() if k != "digest")]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _remember(places: list[Path], found: Values) -> None:
+    """Keep it for others, where that can be written; a measurement ends no run."""
+    for place in places:
+        kept = [values for values in _read(place) if values.get("digest") != found["digest"]]
+        content = json.dumps([*kept, found], indent=2).encode()
+        try:
+            write_atomically(place, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        except (OSError, NdkdError):
+            continue
