@@ -146,6 +146,9 @@ STATUS = {
     "no parameters": entry(parameters="gone"),
     "versions that are a list": entry(versions=["torch"]),
     "an error that is a number": entry(error=5),
+    "a teacher that is a number": entry(teacher=0.5),
+    "a teacher's accuracy that is a text": entry(teacher={"val/acc1": "high"}),
+    "a teacher of another metric": entry(teacher={"val/ap": 0.5}),
 }
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -11,6 +11,7 @@ import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lightning.pytorch as L
 import pytest
@@ -20,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ndkd.callbacks import ClassMeans, in_order
+from ndkd.callbacks import ClassMeans, TeacherAccuracy, in_order
 from ndkd.distillation.module import DistillationModule
 from ndkd.distillation.objective import LossTerm, Objective
 from ndkd.errors import NdkdError
@@ -108,15 +109,19 @@ def synchronised(wrapper, module):
 def trained(teacher, terms=SAMPLE_MEANS, world_size=1, student=None, batch_size=8, **options):
     """Train with a global batch of 8, then validate, test and predict; everything worth comparing."""
     L.seed_everything(0, verbose=False)
-    watch, data = Watch(), TinyData(size=20, val_size=9, batch_size=batch_size // world_size)
+    watch, accuracy, data = (
+        Watch(),
+        TeacherAccuracy(Run("of this fit")),
+        TinyData(size=20, val_size=9, batch_size=batch_size // world_size),
+    )
     if world_size > 1:
         unused = terms == ["nd"]  # the classifier
         strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), find_unused_parameters=unused)
         options |= {"strategy": strategy, "devices": world_size}
     trainer = L.Trainer(
         **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "num_sanity_val_steps": 0, "logger": False} | options,
-        callbacks=[ClassMeans(), watch],
-        enable_checkpointing=False,
+        callbacks=[ClassMeans(), watch, accuracy],
+        enable_checkpointing=True,  # not one is written
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -124,9 +129,11 @@ def trained(teacher, terms=SAMPLE_MEANS, world_size=1, student=None, batch_size=
     teacher = ModelConfig("cifar/resnet8", checkpoint=teacher, taps=TAPS)
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     module = DistillationModule(student or plain(), losses, teacher, optimizer)
-    trainer.fit(module, datamodule=data)
+    with TemporaryDirectory() as folder:
+        accuracy.run = Run(folder)
+        trainer.fit(module, datamodule=data)
     found = {name: getattr(watch, name) for name in ("gradients", "clipped", "ddp", "teacher_kept")}
-    found |= {"logged": dict(trainer.callback_metrics), "class means": module.class_means}
+    found |= {"logged": dict(trainer.callback_metrics), "class means": module.class_means, "measured": accuracy.found}
     found["tested"] = trainer.test(module, datamodule=data, verbose=False)[0]
     found["batches"] = len(data.val_dataloader())
     rows = trainer.predict(module, datamodule=data)
@@ -236,6 +243,12 @@ def test_evaluation_with_a_batch_fewer_on_one_rank(ranks, alone):
         assert [row["target"] for row in found["predicted"]] == [f"class {k}" for k in range(9)]
         for row, other in zip(found["predicted"], wanted["predicted"], strict=True):
             assert row == other | {"confidence": pytest.approx(other["confidence"], abs=2e-5)}
+
+
+def test_the_teachers_accuracy_is_that_of_all_images(ranks, alone):
+    wanted = alone(["kd"], limit_train_batches=1)["measured"]
+    for found in (rank["kd"]["measured"] for rank in ranks):
+        assert {**found, "digest": ""} == pytest.approx({**wanted, "digest": ""}, abs=1e-6)
 
 
 def test_evaluation_of_batchnorm_is_that_of_the_weights_that_are_kept(ranks, make_trainer):

@@ -595,6 +595,31 @@ def test_markdown(tmp_path):
     assert "`ndkd compare`, 20" in text
 
 
+def with_teacher(values):
+    return [row | ({"teacher": values[row["config"]]} if row["config"] in values else {}) for row in rows()]
+
+
+def test_the_teachers_accuracy_stands_below_the_table(tmp_path):
+    """The first configuration has none; the others have the same."""
+    plain = write_tables(rows(), tmp_path, "ndkd compare")
+    table = write_tables(with_teacher({"b": 76.2, "b-nd0": 76.2000001}), tmp_path, "ndkd compare")
+    assert table == f"{plain}\n\nteacher: 76.20 on validation"
+    assert f"{table}\n\nIn percent;" in (tmp_path / "results.md").read_text()
+    assert list(pd.read_csv(tmp_path / "results.csv")["teacher"].dropna()) == [76.2000001] * 3 + [76.2] * 3
+    status, out, err = ndkd("table", tmp_path / "results.csv")
+    assert (status, out) == (0, f"{table}\n"), err
+
+
+def test_two_teachers_are_a_column(tmp_path):
+    table = write_tables(with_teacher({"a": 76.2, "b": 80.0}), tmp_path, "ndkd compare")
+    head, _, first, control, last = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    column = head.index("teacher, on validation")
+    assert first[column] == "76.20 ± 0.00 [76.20, 76.20]"
+    assert control[column] == ""
+    assert last[column] == "80.00 ± 0.00 [80.00, 80.00]"
+    assert {len(line) for line in (head, first, control, last)} == {len(head)}
+
+
 def test_files_where_nothing_has_finished(tmp_path):
     nothing = [{"config": "a", "seed": 0, "control": None, "state": "failed", "error": "no memory"}]
     write_tables(nothing, tmp_path, "ndkd compare")
@@ -633,6 +658,11 @@ def test_real_runs(workplace):
     torch.testing.assert_close(means, trained, rtol=0, atol=1e-5)  # the same teacher on the same images
     assert all(Path("real", name).is_file() for name in ("results.png", "features.png", "results.md"))
     assert "Not in features.png" not in out
+    measured = Run("real/kd++-seed0").status()["teacher"]
+    assert found["teacher"].dropna().to_dict() == pytest.approx(
+        dict.fromkeys(("kd++-nd0", "kd++"), 100 * measured["val/acc1"])
+    )
+    assert f"\n\nteacher: {100 * measured['val/acc1']:.2f} on validation" in out
     assert found["parameters"]["student"] == found["parameters"]["kd++"] == 78042
     status, again, _ = ndkd("compare", *TEACHER, *given, "--", *options)
     assert status == 0

@@ -116,7 +116,9 @@ def shown(run):
 
 def test_a_comparison_says_what_was_found_and_needs_no_other_file(make_run, tmp_path):
     base = make_run("base", accuracy=0.6, class_names=["<i>cat</i>", "dog", "$e$", "_hen"])
-    taught = make_run("kd$1$", accuracy=0.725, seed=1, kinds=TAUGHT, class_names=["<i>cat</i>", "dog", "$e$", "_hen"])
+    names = ["<i>cat</i>", "dog", "$e$", "_hen"]
+    teacher = {"val/acc1": 0.7625, "digest": "a"}
+    taught = make_run("kd$1$", accuracy=0.725, seed=1, kinds=TAUGHT, class_names=names, teacher=teacher)
     failed = make_run("failed", 2, seed=2, results=False, state="failed", error="<b>boom</b>")
     status, out, err = ndkd("report", base.path, taught.path, failed.path)
     folder = tmp_path / "report"
@@ -133,6 +135,7 @@ def test_a_comparison_says_what_was_found_and_needs_no_other_file(make_run, tmp_
     assert "No angle: base and failed (neither a teacher nor a file of class means, or of another width)." in page.text
     assert "one seed: a difference between two runs is no proof" in page.text
     assert "1:02:03" in page.text
+    assert "76.25 % validation" in page.text
     assert "01234567" in page.text
     assert "78,042" in page.text
 
@@ -162,6 +165,7 @@ def test_one_run_shows_its_own_classes_in_its_folder(make_run):
     assert "Confusions" not in page.text
     assert "Feature norm" not in page.text
     assert "difference" not in page.text
+    assert "teacher" not in page.text
 
 
 @pytest.mark.usefixtures("undrawn")

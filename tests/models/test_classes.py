@@ -52,6 +52,22 @@ def test_unknown_names_of_as_many_classes(found, wanted):
     assert fitted(found, wanted, num_classes=4) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("found", "wanted", "knows"),
+    [
+        ("abcd", "abcd", True),
+        ("abcd", "dcba", True),
+        ("abcd", "ca", True),
+        (None, "abcd", True),
+        ("abcd", "efgh", False),
+        ("abcd", "ax", False),
+        (None, "ab", False),
+    ],
+)
+def test_it_says_whether_the_logits_are_of_the_datas_classes(found, wanted, knows):
+    assert fit_classes(layers(), found, wanted, len(wanted), False, True, "model x") is knows
+
+
 def test_a_student_keeps_a_classifier_of_as_many_other_classes():
     assert fitted(list("abcd"), list("efgh"), strict=False) == [0, 1, 2, 3]
 
