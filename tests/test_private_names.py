@@ -16,6 +16,12 @@ USED = [
     ("cli.py", "_option_string_actions", "argparse:ArgumentParser", "the nearest of a tool's options"),
     ("callbacks/checkpoints.py", "_restarting", "lightning.pytorch.loops.loop:_Loop", "a finished epoch is over"),
     ("callbacks/class_means.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "foreign images"),
+    (
+        "callbacks/teacher_accuracy.py",
+        "_on_before_batch_transfer",
+        "lightning.pytorch:LightningModule",
+        "a batch as validation gets it, by whoever overrides this",
+    ),
     ("commands/library_errors.py", "_dynamo", "torch", "the exceptions of torch.compile"),
     ("commands/training.py", "_instances", "tqdm:tqdm", "bars that an error leaves open"),
     ("commands/training_cli.py", "_actions", "argparse:ArgumentParser", "the options that there are"),
