@@ -361,8 +361,8 @@ def test_torchrun_with_the_shipped_overlay(workplace):
 
 
 def test_each_process_records_and_reads_what_its_teacher_says(workplace):
-    run = ["fit", "--config", "configs/digits/kd++.yaml", *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2",
-           "--config", "configs/trainer/ddp.yaml", "--teacher_cache=runs/of_two"]  # fmt: skip
+    run = ["fit", "--config", "configs/digits/kd++.yaml", "--config", "configs/trainer/ddp.yaml", *SHORT,
+           "--trainer.accelerator=cpu", "--trainer.devices=2", "--teacher_cache=runs/of_two"]  # fmt: skip
     weights = []
     for name in ("recorded", "replayed"):
         out, err, status = torchrun(*run, f"--run_dir=runs/{name}")

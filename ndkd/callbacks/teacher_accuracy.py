@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
+from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasFingerprint
 from ndkd.distillation.batches import hard
 from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher
@@ -53,6 +54,8 @@ class TeacherAccuracy(Checkpoint):
         if not (trainer.enable_validation and _is_of_these_classes(pl_module)):
             return
         trainer.fit_loop.epoch_loop.val_loop.setup_data()  # the trainer's own preparation, which is done once
+        if len(trainer.num_val_batches) != 1:  # several sets have no accuracy in common
+            return
         loader, batches = _validation(trainer)
         digest = _digest(trainer, pl_module, loader, batches) if trainer.is_global_zero else ""
         places = _places(pl_module) if isinstance(loader, HasFingerprint) else []
@@ -83,8 +86,7 @@ def measure(trainer: Any, module: Any, loader: Any, batches: float) -> dict[str,
         loader: of the validation images.
         batches: so many of them.
     """
-    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-    bar = tqdm(loader, desc="teacher", total=batches, disable=not shown, leave=False, unit="batch")
+    bar = tqdm(loader, desc="teacher", total=batches, disable=not shows_bars(trainer), leave=False, unit="batch")
     with isolate_rng(), _as_in_validation(trainer, module):
         for number, batch in enumerate(bar, 1):
             batch = trainer.precision_plugin.convert_input(batch)
