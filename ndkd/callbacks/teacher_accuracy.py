@@ -147,7 +147,7 @@ def _digest(trainer: Any, module: Any, loader: Any, batches: float) -> str:
     about, weights = identity["teacher"], identity["weights"]
     if weights:
         about = {**about, "checkpoint": None}  # the same file by another name
-    statistics = [getattr(data, name, None) for name in ("mean", "std")]
+    statistics = [getattr(data, "mean", None), getattr(data, "std", None)]
     images = loader.fingerprint() if isinstance(loader, HasFingerprint) else None
     share = [batches, getattr(loader, "batch_size", None), trainer.world_size]
     parts = [about, weights, images, share, trainer.precision, statistics, module.class_names, module.headline]
