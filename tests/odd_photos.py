@@ -1,5 +1,6 @@
 """Photos of every kind that image folders hold: turned, grey, deep, with an alpha channel, in other shapes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,25 @@ from PIL import Image
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6  # by 90 degrees clockwise
+
+
+def write_class_folders(root: Path, counts: dict[str, int], names: Sequence[str], shape: tuple[int, int]) -> None:
+    """Photos that are told apart at once, ``root/SPLIT/NAME/N.png``: a colour for each of three names.
+
+    Args:
+        root: a folder.
+        counts: of the photos of each class, by split.
+        names: of the classes.
+        shape: height and width.
+    """
+    random = np.random.default_rng(0)
+    for split, count in counts.items():
+        for place, name in enumerate(names):
+            for number in range(count):
+                file = root / split / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pixels = random.integers(0, 80, (*shape, 3)) + np.eye(3, dtype=int)[place] * 150
+                Image.fromarray(pixels.astype(np.uint8)).save(file)
 
 
 def write_odd_photos(folder: Path) -> list[Path]:

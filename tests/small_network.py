@@ -4,6 +4,27 @@ from collections import OrderedDict
 
 from torch import nn
 
+CONFIG = """
+trainer: {max_epochs: %d, accelerator: cpu}
+model:
+  class_path: DistillationModule
+  init_args:
+    student: {name: 'tests.small_network:small_network'}
+    losses: {ce: {loss: torch.nn.CrossEntropyLoss, inputs: [student.logits, target]}}
+    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+data: %s
+"""
+
+
+def configuration(epochs: int, data: str) -> str:
+    """YAML that trains it by itself, on the CPU.
+
+    Args:
+        epochs: for so long.
+        data: the entry of the images, in one line.
+    """
+    return CONFIG % (epochs, data)
+
 
 def small_network(num_classes: int) -> nn.Sequential:
     """Two convolutions and a classifier."""

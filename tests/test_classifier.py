@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from shutil import rmtree
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +15,7 @@ from ndkd.classifier import Classifier
 from ndkd.errors import NdkdError
 from tests.command import SHORT
 from tests.command import ndkd as run_ndkd
+from tests.odd_photos import write_class_folders
 
 CONFIG = """
 trainer: {max_epochs: 1, accelerator: cpu}
@@ -38,18 +38,11 @@ IN_MEMORY = (
 def runs(tmp_path_factory):
     """Short runs on photos of three classes; their folders, by the kind of data. The images are gone afterwards."""
     folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PL_GLOBAL_SEED", "0")
         patch.setattr("sys.argv", ["ndkd"])
-        for split, count in (("train", 4), ("val", 2), ("test", 2)):
-            for place, name in enumerate(("cat", "dog", "emu")):
-                for number in range(count):
-                    file = Path("images", split, name, f"{number}.png")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    pixels = random.integers(0, 80, (20, 30, 3)) + np.eye(3, dtype=int)[place] * 150
-                    Image.fromarray(pixels.astype(np.uint8)).save(file)
+        write_class_folders(Path("images"), {"train": 4, "val": 2, "test": 2}, ("cat", "dog", "emu"), (20, 30))
         for name, data in {"folder": FOLDER, "in memory": IN_MEMORY}.items():
             Path("config.yaml").write_text(CONFIG + data)
             status, _, err = run_ndkd("fit", "--config", "config.yaml", "--run_dir", f"runs/{name}")

@@ -16,6 +16,7 @@ from ndkd.callbacks.class_sums import ClassSums, UnknownMean
 from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasClassMeanLoader, HasFingerprint
 from ndkd.distillation.recorded_teacher import RecordedTeacher
+from ndkd.distillation.recordings import add_weights
 from ndkd.errors import NdkdError, shortened
 
 
@@ -162,9 +163,7 @@ class ClassMeans(L.Callback):
     def _key(self, module: Any, loader: Any) -> str:
         statistics = [None if v is None else v.tolist() for v in (module.teacher.mean, module.teacher.std)]
         digest = hashlib.sha256(f"{loader.fingerprint()} {statistics} {self.max_images}".encode())
-        for name, tensor in module.teacher.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16
+        add_weights(digest, module.teacher)
         return digest.hexdigest()[:32]
 
 

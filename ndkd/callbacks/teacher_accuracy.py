@@ -1,6 +1,5 @@
 """How good the teacher is itself, on the images that its student is validated on."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,10 +19,9 @@ from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasFingerprint
 from ndkd.distillation.batches import hard
 from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher
-from ndkd.distillation.recordings import identity_of
+from ndkd.distillation.recordings import digest_of, identity_of, is_in_a_file
 from ndkd.errors import Damaged, NdkdError
 from ndkd.files import write_atomically
-from ndkd.models.config import ModelConfig
 from ndkd.run_checks import NUMBER
 from ndkd.runs import Run
 
@@ -142,8 +140,7 @@ def _digest(trainer: Any, module: Any, loader: Any, batches: float) -> str:
     if isinstance(teacher, RecordedTeacher):
         identity = teacher.recording.identity
     else:
-        in_a_file = isinstance(source, ModelConfig) and source.checkpoint is not None
-        identity = identity_of(source, None if in_a_file else teacher, {}, Compression())
+        identity = identity_of(source, None if is_in_a_file(source) else teacher, {}, Compression())
     about, weights = identity["teacher"], identity["weights"]
     if weights:
         about = {**about, "checkpoint": None}  # the same file by another name
@@ -151,14 +148,13 @@ def _digest(trainer: Any, module: Any, loader: Any, batches: float) -> str:
     images = loader.fingerprint() if isinstance(loader, HasFingerprint) else None
     share = [batches, getattr(loader, "batch_size", None), trainer.world_size]
     parts = [about, weights, images, share, trainer.precision, statistics, module.class_names, module.headline]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+    return digest_of(parts)
 
 
 def _places(module: Any) -> list[Path]:
     """Files beside the teacher in which its accuracies are kept by their digests."""
     source, teacher = module.sources["teacher"], module.teacher
-    in_a_file = isinstance(source, ModelConfig) and source.checkpoint is not None
-    run = Run.of_checkpoint(source.checkpoint) if in_a_file else None
+    run = Run.of_checkpoint(source.checkpoint) if is_in_a_file(source) else None
     places = [run.as_teacher] if run else []
     return [*places, teacher.file("as_teacher.json")] if isinstance(teacher, RecordedTeacher) else places
 

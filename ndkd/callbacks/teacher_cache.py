@@ -14,9 +14,8 @@ from ndkd.distillation.building import build_teacher, image_shape
 from ndkd.distillation.detection import DetectionDistillationModule
 from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher, Recording
 from ndkd.distillation.recording import Rows
-from ndkd.distillation.recordings import find_recording, identity_of, new_recording, stream_of
+from ndkd.distillation.recordings import find_recording, identity_of, is_in_a_file, new_recording, stream_of
 from ndkd.errors import NdkdError
-from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
 from ndkd.seeds import seed_torch
 
@@ -74,13 +73,12 @@ class TeacherCache(L.Callback):
         def build() -> FeatureExtractor:
             return build_teacher(module, used).to(memory_format=module.memory_format)
 
-        if why := self._stands_in_the_way(trainer, names):
-            say(f"ndkd: the teacher's outputs are not recorded: {why}")
+        loader = _loader_or_why_not(trainer, names)
+        if isinstance(loader, str):
+            say(f"ndkd: the teacher's outputs are not recorded: {loader}")
             return build()
         source = module.sources["teacher"]
-        in_a_file = isinstance(source, ModelConfig) and source.checkpoint is not None
-        teacher = None if in_a_file else build()
-        loader = trainer.datamodule.train_dataloader()
+        teacher = None if is_in_a_file(source) else build()
         stream = stream_of(trainer, loader, module.class_names)
         folder = Path(str(self.dir))
         identity = trainer.strategy.broadcast(identity_of(source, teacher, stream, self.compression))
@@ -89,31 +87,20 @@ class TeacherCache(L.Callback):
             say(f"ndkd: no recording in {self.dir} is this run's; of the nearest, {found}")
         recording = found if isinstance(found, Recording) else new_recording(folder, identity, names | KEPT)
         epochs = _epochs(trainer, len(loader))
-        is_full = bool(recording.about and epochs) and recording.has(range(epochs or 0), trainer.global_rank)
+        is_full = bool(recording.about) and epochs is not None and recording.has(range(epochs), trainer.global_rank)
         is_full = trainer.strategy.reduce_boolean_decision(is_full)
         if teacher is None and not is_full:
             teacher = build()
         if is_full:
-            say(f"teacher: read from {recording.folder}, all {epochs} epochs{', and not loaded' if in_a_file else ''}")
+            loaded = ", and not loaded" if is_in_a_file(source) else ""
+            say(f"teacher: read from {recording.folder}, all {epochs} epochs{loaded}")
             teacher = None
         elif isinstance(found, Recording):
             say(f"teacher: read from {recording.folder} where it has the epoch, else recorded there")
-        kept = {*(recording.about.get("fields") or ())} - {"seen"} if recording.about else names | KEPT
-        kept = {"logits" if name.startswith(("top_", "rest")) else name for name in kept}
-        self.teacher = RecordedTeacher(recording, build, teacher, kept, say)
+        self.teacher = RecordedTeacher(recording, build, teacher, recording.names or names | KEPT, say)
         self.rows_per_epoch, self.epochs = len(loader.sampler), epochs
         seed_torch(module.seed)  # as after any teacher
         return self.teacher
-
-    def _stands_in_the_way(self, trainer: Any, names: set[str]) -> str | None:
-        if other := sorted(names - KEPT - {"embedding"}):
-            return f"a loss reads teacher.{other[0]}, which would take too much space"
-        if trainer.fast_dev_run:
-            return "fast_dev_run leaves nothing"
-        data = trainer.datamodule
-        if data is None or not isinstance(data.train_dataloader(), HasFingerprint):
-            return "this data has no fingerprint to tell it by"
-        return None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Look what a row takes, and say how much space all of them will."""
@@ -179,6 +166,17 @@ class TeacherCache(L.Callback):
 
     def _own(self, module: Any) -> RecordedTeacher | None:
         return module.teacher if self.teacher is not None and module.teacher is self.teacher else None
+
+
+def _loader_or_why_not(trainer: Any, names: set[str]) -> Any:
+    """A loader of the training images, or what stands in the way of a recording of these outputs."""
+    if other := sorted(names - KEPT - {"embedding"}):
+        return f"a loss reads teacher.{other[0]}, which would take too much space"
+    if trainer.fast_dev_run:
+        return "fast_dev_run leaves nothing"
+    data = trainer.datamodule
+    loader = None if data is None else data.train_dataloader()
+    return loader if isinstance(loader, HasFingerprint) else "this data has no fingerprint to tell it by"
 
 
 def _epochs(trainer: Any, batches: int) -> int | None:

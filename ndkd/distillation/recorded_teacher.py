@@ -77,6 +77,12 @@ class Recording:
         """How an image's outputs are kept, once one is known."""
         return Rows(self.about["fields"]) if "fields" in self.about else None
 
+    @property
+    def names(self) -> set[str]:
+        """The outputs of the teacher that are kept, as loss terms name them; none before one is known."""
+        packed = ("top_logits", "top_classes", "rest")
+        return {"logits" if name in packed else name for name in self.about.get("fields", ())} - {"seen"}
+
     def file(self, epoch: int, rank: int) -> Path:
         return self.folder / f"epoch-{epoch:04}-rank-{rank}.rows"
 

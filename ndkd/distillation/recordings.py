@@ -41,9 +41,7 @@ def find_recording(folder: Path, identity: dict[str, Any], names: Collection[str
     nearest: list[list[str]] = []
     for recording in recordings_in(folder):
         differences = _differences(identity, recording.identity)
-        fields = recording.about["fields"]
-        kept = {*fields, "logits"} if "top_logits" in fields else {*fields}
-        if missing := sorted({*names} - kept):
+        if missing := sorted({*names} - recording.names):
             differences.append(f"it lacks the teacher's {' and '.join(missing)}")
         if not differences:
             return recording
@@ -55,6 +53,11 @@ def new_recording(folder: Path, identity: dict[str, Any], names: Collection[str]
     """One of its own for an identity."""
     digest = hashlib.sha256(json.dumps([identity, sorted(names)], sort_keys=True).encode()).hexdigest()
     return Recording(folder / digest[:16], identity, Compression(**identity["compression"]))
+
+
+def is_in_a_file(source: ModelConfig | Any) -> bool:
+    """Whether a teacher is known by its file, and need not be built for that."""
+    return isinstance(source, ModelConfig) and source.checkpoint is not None
 
 
 def identity_of(
@@ -96,18 +99,23 @@ def stream_of(trainer: Any, loader: Any, class_names: Any) -> dict[str, Any]:
         "processes": trainer.world_size,
         "batch size": loader.batch_size,
         "precision": trainer.precision,
-        "images": _digest(images),
-        "order": _digest(repr(list(order))),
-        "batches": _digest([len(loader), *limits]),
+        "images": digest_of(images),
+        "order": digest_of(repr(list(order))),
+        "batches": digest_of([len(loader), *limits]),
     }
 
 
 def digest_of_weights(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
+    add_weights(digest, model)
+    return digest.hexdigest()[:16]
+
+
+def add_weights(digest: Any, model: torch.nn.Module) -> None:
+    """Let a digest of ``hashlib`` depend on a model's weights and their names."""
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16
 
 
 def digest_of_file(path: Path) -> str | None:
@@ -121,8 +129,9 @@ def digest_of_file(path: Path) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _digest(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def digest_of(parts: Any) -> str:
+    """Of anything that can be written as JSON; of what cannot, its text counts."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:

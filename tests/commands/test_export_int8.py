@@ -13,18 +13,9 @@ from ndkd.commands.export_int8 import accuracies, training_images
 from ndkd.data import DigitsDataModule
 from ndkd.runs import Run
 from tests.command import ndkd
+from tests.small_network import configuration
 
-CONFIG = """
-trainer: {max_epochs: 2, accelerator: cpu}
-model:
-  class_path: DistillationModule
-  init_args:
-    student: {name: 'tests.small_network:small_network'}
-    losses: {ce: {loss: torch.nn.CrossEntropyLoss, inputs: [student.logits, target]}}
-    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
-data:
-  class_path: DigitsDataModule
-"""
+CONFIG = configuration(2, "{class_path: DigitsDataModule}")
 
 
 @pytest.fixture(scope="module")

@@ -7,28 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 import ndkd.commands.export_card as export_card
 from ndkd.runs import Run
 from tests.command import REPOSITORY, ndkd
-from tests.odd_photos import write_odd_photos
+from tests.odd_photos import write_class_folders, write_odd_photos
+from tests.small_network import configuration
 
-CONFIG = """
-trainer: {max_epochs: 4, accelerator: cpu}
-model:
-  class_path: DistillationModule
-  init_args:
-    student: {name: 'tests.small_network:small_network'}
-    losses: {ce: {loss: torch.nn.CrossEntropyLoss, inputs: [student.logits, target]}}
-    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
-data:
-  class_path: ImageFolderDataModule
-  init_args: {root: images, batch_size: 4, image_size: 32, resize: 39, interpolation: bicubic, num_workers: 0}
-"""
+IMAGES = "{root: images, batch_size: 4, image_size: 32, resize: 39, interpolation: bicubic, num_workers: 0}"
+CONFIG = configuration(4, f"{{class_path: ImageFolderDataModule, init_args: {IMAGES}}}")
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx", "torch_export": ".pt2"}
 EXPORTS = [*((format, []) for format in ENDINGS), ("onnx", ["--normalise"]), ("torch_export", ["--normalise"])]
 FOR_EACH = """
@@ -48,7 +37,7 @@ sys.exit("ndkd" in sys.modules)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run on photos of three colours, and new photos of every kind in ``new``."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PL_GLOBAL_SEED", "0")
@@ -56,13 +45,7 @@ def run(tmp_path_factory):
         patch.setenv("NDKD_TRUST", "tests.small_network")
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setattr(export_card, "SECONDS", 1e-3)
-        for split, count in (("train", 8), ("val", 2)):
-            for place, name in enumerate(("cat", "dog", "emu ü")):
-                for number in range(count):
-                    file = Path("images", split, name, f"{number}.png")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    pixels = random.integers(0, 80, (40, 60, 3)) + np.eye(3, dtype=int)[place] * 150
-                    Image.fromarray(pixels.astype(np.uint8)).save(file)
+        write_class_folders(Path("images"), {"train": 8, "val": 2}, ("cat", "dog", "emu ü"), (40, 60))
         write_odd_photos(Path("new"))
         Path("config.yaml").write_text(CONFIG)
         status, _, err = ndkd("fit", "--config", "config.yaml", "--run_dir", "run")
