@@ -147,7 +147,8 @@ class ImageFolderDataModule(ClassificationDataModule):
         if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
         images = images.float().div_(255) if images.dtype == torch.uint8 else images
-        numbers = self.trainer.current_epoch, self.trainer.global_rank, self.trainer.fit_loop.batch_idx
+        begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # batches of this epoch
+        numbers = self.trainer.current_epoch, self.trainer.global_rank, begun
         with drawing_from(int(generator(run_seed(), *numbers).integers(2**63))):  # whatever a student has drawn before
             return self.mixing(images, target)
 

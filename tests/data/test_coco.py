@@ -63,7 +63,8 @@ def by_id(loader):
 
 
 def on_rank(data, rank, world_size):
-    data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size, "num_devices": 1})()
+    attributes = {"global_rank": rank, "world_size": world_size, "num_devices": 1, "overfit_batches": 0}
+    data.trainer = type("Trainer", (), attributes)()
     data.trainer.fit_loop = L.Trainer(logger=False, barebones=True).fit_loop
     return data
 

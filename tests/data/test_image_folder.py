@@ -4,7 +4,6 @@ import gc
 import os
 import random
 import re
-from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -316,23 +315,53 @@ def test_random_erasing_draws_noise_between_normalised_pixels(photos):
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_mixing(photos, mixup, cutmix):
+def test_mixing(photos, mixup, cutmix, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     data = prepared(photos, mixup=mixup, cutmix=cutmix)
-    data.trainer = SimpleNamespace(training=True, current_epoch=2, global_rank=0, fit_loop=SimpleNamespace(batch_idx=5))
+    data.trainer = L.Trainer(logger=False, barebones=True)
+    data.trainer.training = True
     batch = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1, 1, 0])
     torch.manual_seed(1)
     images, target = data.on_after_batch_transfer(batch, 0)
     torch.manual_seed(2)  # whatever a student has drawn before
     assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], images)
-    data.trainer.fit_loop.batch_idx = 6
+    data.trainer.fit_loop.epoch_loop.batch_progress.current.ready += 1
     assert not torch.equal(data.on_after_batch_transfer(batch, 0)[0], images)
     assert images.shape == (4, 3, 16, 16)
     assert 0 <= images.min() < images.max() <= 1
     assert target.shape == (4, 2)
     torch.testing.assert_close(target.sum(dim=1), torch.ones(4))
-    data.trainer.training = False
+    data.trainer.validating = True
     assert data.on_after_batch_transfer(batch, 0) is batch
     assert prepared(photos).on_after_batch_transfer(batch, 0) is batch
+
+
+class Watcher(L.LightningModule):
+    """Keeps the targets it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch[1])
+
+    def configure_optimizers(self):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers:UserWarning")
+def test_mixing_differs_by_batch_and_epoch(photos, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    seen = []
+    for _ in range(2):
+        trainer = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, barebones=True)
+        trainer.fit(watcher := Watcher(), prepared(photos, mixup=0.8, batch_size=2))
+        seen.append(watcher.seen)
+        torch.rand(7)  # whatever is drawn in between
+    mixed = [target.max().item() for target in seen[0] if target.max() < 1]  # else of one class
+    assert len(mixed) > 2 and len(set(mixed)) == len(mixed)
+    assert all(map(torch.equal, *seen))
 
 
 # ---- name of what is in it --------------------------------------------------------------------------------------
