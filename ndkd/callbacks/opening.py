@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 
 from ndkd.data.base import HasClassCounts, HasRemarks, HasSizes
 from ndkd.errors import shortened
@@ -12,8 +13,13 @@ from ndkd.errors import shortened
 class Opening(L.Callback):
     """Print ``objective: …`` and, where the DataModule tells, ``data: …`` before the first epoch.
 
-    A line more for validation and for test images that do not show all classes.
+    A line more for validation and for test images that do not show all classes, and one where nobody has chosen a
+    precision and the hardware could be faster.
     """
+
+    def __init__(self, precision_is_given: bool = True):
+        """Args: precision_is_given: whether the user has chosen ``trainer.precision``."""
+        self.precision_is_given = precision_is_given
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -25,6 +31,24 @@ class Opening(L.Callback):
         if isinstance(data, HasClassCounts):
             for line in unmeasured_splits(data, pl_module.class_names):
                 print(f"ndkd: {line}")
+        if not self.precision_is_given and computes_in_bfloat16(trainer.strategy.root_device):
+            print(f"ndkd: {BFLOAT16_ADVICE[trainer.strategy.root_device.type]}")
+
+
+BFLOAT16_ADVICE = {
+    "cpu": "this CPU computes in bfloat16: --config trainer/bf16.yaml trains ResNets 1.4 times as fast (losses stay in "
+    "float32); --trainer.precision 32-true keeps float32 and silences this line",
+    "cuda": "this GPU computes in bfloat16: --config trainer/bf16.yaml is usually faster (losses stay in float32); "
+    "--trainer.precision 32-true keeps float32 and silences this line",
+}
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for it; of a CPU older versions of torch cannot tell."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def described(data: Any) -> str:

@@ -177,7 +177,7 @@ class TrainingCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         lines = [EpochLines()] if wants_lines(config) else []
         if self.subcommand == "fit":
-            callbacks = [*callbacks, Opening()]
+            callbacks = [*callbacks, Opening(precision_is_given=config["precision"] is not None)]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             text, run = self.resolved(), self.run_folder
             if self.config.fit.ckpt_path and _is_rank_zero():
