@@ -138,7 +138,7 @@ class TeacherCache(L.Callback):
             teacher.say(f"ndkd: the teacher's outputs are not recorded: {error}")
             return
         exact = "" if self.compression == Compression() else ", not exact"
-        number = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        number = f"{epochs} epoch{'s' if epochs != 1 else ''}"
         teacher.say(f"teacher: recorded in {recording.folder}, {in_words(wanted)} for {number}{exact}")
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -6,6 +6,7 @@ whole.
 
 import os
 import zlib
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
@@ -18,6 +19,7 @@ from torch import Tensor
 from ndkd.errors import Damaged
 from ndkd.stopping import is_alive
 
+BEHIND = 8  # batches that writing may lag behind the steps
 FOOTER = np.dtype([("rows", "<u8"), ("checksum", "<u4")])
 Fields = Mapping[str, tuple[str, tuple[int, ...]]]
 Tensors = dict[str, Tensor]
@@ -66,11 +68,14 @@ class Rows:
 
 
 class EpochWriter:
-    """Write the rows of an epoch; nobody sees them before ``commit``.
+    """Write the rows of an epoch, in a thread: no step waits for a GPU or a disk. Nobody sees them before ``commit``.
 
     Args:
         file: its name when it is whole.
         rows: what they look like.
+
+    Raises:
+        OSError: as files do; of ``add``, maybe for an earlier batch.
     """
 
     def __init__(self, file: Path, rows: Rows):
@@ -82,20 +87,31 @@ class EpochWriter:
                 left.unlink(missing_ok=True)
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}")
         self.out = self.temporary.open("wb")
+        self.thread, self.begun = ThreadPoolExecutor(1), deque[Future[None]]()
 
     def add(self, tensors: Tensors) -> None:
+        while len(self.begun) >= BEHIND or self.begun and self.begun[0].done():
+            self.begun.popleft().result()
+        # cloned: what a CUDA graph has returned is overwritten by the next step
+        self.begun.append(self.thread.submit(self._write, {name: t.detach().clone() for name, t in tensors.items()}))
+
+    def _write(self, tensors: Tensors) -> None:
         packed = self.rows.pack(tensors)
         self.out.write(packed.data)
         self.count += len(packed)
         self.checksum = zlib.crc32(packed.data, self.checksum)
 
     def commit(self) -> None:
+        for each in self.begun:
+            each.result()
+        self.thread.shutdown()
         self.out.write(np.array([(self.count, self.checksum)], FOOTER).tobytes())
         self.out.close()
         self.temporary.replace(self.file)
 
     def discard(self) -> None:
-        """Leave nothing of it."""
+        """Leave nothing of it, unless it is whole."""
+        self.thread.shutdown(cancel_futures=True)
         try:
             self.out.close()
         finally:

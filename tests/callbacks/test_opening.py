@@ -35,7 +35,9 @@ def test_the_overlay_that_is_offered(workplace, tmp_path):
     assert "bfloat16" not in out
 
 
-@pytest.mark.parametrize(("found", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": False, "avx2": True}, False)])
+@pytest.mark.parametrize(
+    ("found", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": False, "avx2": True}, False)]
+)
 def test_units_of_a_cpu(found, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert computes_in_bfloat16(torch.device("cpu")) == expected

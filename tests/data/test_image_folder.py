@@ -360,7 +360,7 @@ def test_mixing_differs_by_batch_and_epoch(photos, monkeypatch):
         seen.append(watcher.seen)
         torch.rand(7)  # whatever is drawn in between
     mixed = [target.max().item() for target in seen[0] if target.max() < 1]  # else of one class
-    assert len(mixed) > 2 and len(set(mixed)) == len(mixed)
+    assert len(set(mixed)) == len(mixed) > 2
     assert all(map(torch.equal, *seen))
 
 

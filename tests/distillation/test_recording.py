@@ -46,6 +46,50 @@ def test_batches_come_back_in_order_and_of_any_size(file):
     reader.close()
 
 
+def test_what_changes_after_a_step_is_kept_as_it_was(tmp_path):
+    norm = torch.rand(3)
+    writer = EpochWriter(tmp_path / "epoch.rows", Rows.of({"norm": norm}))
+    kept = []
+    for _ in range(50):  # as the outputs of a CUDA graph do
+        kept.append(norm.clone())
+        writer.add({"norm": norm})
+        norm += 1
+    writer.commit()
+    assert torch.equal(EpochReader(writer.file, writer.rows).take(150)["norm"], torch.cat(kept))
+
+
+class FullDisk:
+    """A file whose second write fails."""
+
+    def __init__(self, file):
+        self.file, self.is_first = file, True
+
+    def write(self, data):
+        if not self.is_first:
+            raise OSError(28, "No space left on device")
+        self.is_first = False
+        self.file.write(data)
+
+    def close(self):
+        self.file.close()
+
+
+@pytest.mark.parametrize("batches", [2, 40])
+def test_a_disk_that_is_full_is_noticed_at_the_latest_at_the_end(tmp_path, batches):
+    writer = EpochWriter(tmp_path / "epoch.rows", ROWS)
+    writer.out = FullDisk(writer.out)
+
+    def write():
+        for _ in range(batches):
+            writer.add(OUTPUTS)
+        writer.commit()
+
+    with pytest.raises(OSError, match=r"No space left"):
+        write()
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_seen_before_the_end_or_after_half(tmp_path):
     writer = EpochWriter(tmp_path / "epoch.rows", ROWS)
     writer.add(OUTPUTS)
