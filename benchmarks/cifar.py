@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--pairs PAIR …] [--repeats N] [--recorded] [-- OPTION_OF_NDKD_FIT …]"
     )
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--pairs", nargs="+", choices=TRAIN_SIZE, default=list(TRAIN_SIZE))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--recorded", action="store_true", help="with a recording of the teacher: written, then read")
     parser.add_argument("options", nargs="*")

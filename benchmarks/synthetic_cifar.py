@@ -15,6 +15,7 @@ PAIRS = {
     "r56_r20": ("cifar/resnet56", "cifar/resnet20"),
     "wrn_40_2_wrn_40_1": ("cifar/wrn_40_2", "cifar/wrn_40_1"),
     "r32x4_r8x4": ("cifar/resnet32x4", "cifar/resnet8x4"),
+    "r50_mv2": ("cifar/resnet50", "cifar/mobilenet_v2_half"),
 }
 BATCH_SIZE, TEMPERATURE = 64, 4
 SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
