@@ -19,6 +19,7 @@ from ndkd.models.run_checkpoint import Known, check_run_checkpoint
 from ndkd.runs import Run
 from ndkd.trust import Trust
 
+SINGLE = (str, Path, Image.Image)
 Photo = str | Path | Image.Image | Tensor
 
 
@@ -63,10 +64,12 @@ class Classifier:
             batch_size: most of them at once.
 
         Raises:
-            NdkdError: names a file that cannot be read.
+            NdkdError: names a photo that cannot be read, or whose numbers are no brightness.
         """
+        if isinstance(photos, (*SINGLE, Tensor)) and not (isinstance(photos, Tensor) and photos.ndim == 4):
+            raise NdkdError(f"wanted a list of photos, got one {type(photos).__name__}: predict([photo])")
         found: list[Prediction] = []
-        for batch in _batches((self._pixels(photo) for photo in photos), batch_size):
+        for batch in _batches((self._pixels(photo, number) for number, photo in enumerate(photos)), batch_size):
             found += self._predicted(batch.to(self.device))
         return found
 
@@ -78,15 +81,29 @@ class Classifier:
             top = [(self.class_names[number], value) for number, value in zip(numbers, values, strict=True)]
             yield Prediction(*top[0], top)
 
-    def _pixels(self, photo: Photo) -> Tensor:
+    def _pixels(self, photo: Photo, number: int) -> Tensor:
         if isinstance(photo, Tensor):
-            return photo
+            return _checked(photo, number)
+        if not isinstance(photo, SINGLE):
+            kind = type(photo).__name__
+            raise NdkdError(f"photo {number}: wanted a file, a PIL image or a tensor, got {kind}; try Image.fromarray")
         if isinstance(photo, Image.Image):
             return self.transform(photo)
         if not Path(photo).is_file():
             raise NdkdError(f"image {photo} does not exist; correct the path")
         with open_image(bytes(Path(photo))) as image:
             return self.transform(image)
+
+
+def _checked(pixels: Tensor, number: int) -> Tensor:
+    """A tensor that can be an image's."""
+    if pixels.ndim != 3 or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
+        shape = tuple(pixels.shape)
+        raise NdkdError(f"photo {number}: wanted bytes or floats (c, h, w), got {pixels.dtype} {shape}")
+    low, high = (pixels.min().item(), pixels.max().item()) if pixels.numel() else (0, 0)
+    if pixels.is_floating_point() and not (low >= 0 and high <= 1):  # NaN neither
+        raise NdkdError(f"photo {number}: wanted floats in [0, 1], got {low:g} to {high:g}; divide bytes by 255")
+    return pixels
 
 
 def load(run: str | Path, checkpoint: str = "best", trust: Sequence[str] = ()) -> Classifier:

@@ -17,7 +17,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +30,7 @@ COMMANDS = {
     "fit": "train a student with a teacher, or a model by itself, then test it",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images",
-    "predict": "write a checkpoint's predictions for the test images as CSV",
+    "predict": "write a checkpoint's predictions for the test images, or for new photos, as CSV",
     "compare": "train every configuration with every seed, and tabulate the results",
     "table": "print the table of finished runs from their results.csv",
     "report": "write a page that shows what runs have learnt",
@@ -38,7 +38,6 @@ COMMANDS = {
     "cache": "list or delete recorded outputs of teachers",
     "configs": "list the configurations that come with ndkd, or print one",
 }
-
 
 TRUST = "allow the run to use classes of your own package; or NDKD_TRUST=PACKAGE, see docs/security.md"
 
@@ -54,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
     where = f"rank {rank}: " if rank != "0" else ""
     end_with_parent()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names of files can have any bytes
     with stoppable():
         try:
             return _run(arguments)
@@ -80,7 +81,7 @@ def _run(arguments: list[str]) -> int:
         print(f"ndkd {__version__}")
         return 0
     if command not in COMMANDS:
-        raise NdkdError(f"unknown command {command!r}; {suggestion(command, list(COMMANDS))} See ndkd --help")
+        raise NdkdError(f"unknown command {command!r}; {_nearest(command, COMMANDS, 'ndkd')}")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # one's own package is found, as with python -m; it hides nobody else's
     is_of_photos = any(word.partition("=")[0] == "--images" for word in arguments)
@@ -130,6 +131,11 @@ def run_training(command: str, arguments: list[str]) -> int:
     from ndkd.commands.training import run_command
 
     return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
+
+
+def _nearest(name: str, known: Iterable[str], command: str) -> str:
+    found = suggestion(name, list(known))
+    return f"{found}{'' if found.endswith('?') else '.'} See {command} --help"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -239,14 +245,8 @@ def add_configs(add: Callable[..., Any]) -> None:
 
 
 def add_predict(add: Callable[..., Any]) -> None:
-    add(
-        "--ckpt_path",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="checkpoint of a run, for example RUN/checkpoints/best.ckpt",
-    )
-    add("--images", type=Path, required=True, metavar="PATH", help="a photo, or a folder to search for photos")
+    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="such as RUN/checkpoints/best.ckpt")
+    add("--images", type=Path, nargs="+", required=True, metavar="PATH", help="photos, or folders to search for photos")
     add(
         "--out",
         type=Path,
@@ -268,24 +268,31 @@ PARSERS = {
 }
 
 
+EPILOGS = {
+    "compare": "Options after -- are passed to every run: ndkd compare … -- --trainer.max_epochs 5",
+    "configs": "To start your own from one of them: ndkd configs digits/kd++.yaml > mine.yaml",
+}
+
+
 def run_tool(command: str, arguments: list[str]) -> int:
     """Run a command that is a plain function, such as ``ndkd.commands.compare.compare``; the exit status."""
     parser = OneLineParser(f"ndkd {command}", description=COMMANDS[command], allow_abbrev=False)
-    if command == "compare":
-        parser.epilog = "Options after -- are passed to every run: ndkd compare … -- --trainer.max_epochs 5"
-    if command == "configs":
-        parser.epilog = "To start your own from one of them: ndkd configs digits/kd++.yaml > mine.yaml"
+    parser.epilog = EPILOGS.get(command)
     PARSERS[command](parser.add_argument)
     more = {}
     if command == "compare" and "--" in arguments:
         cut = arguments.index("--")
         arguments, more = arguments[:cut], {"fit_options": arguments[cut + 1 :]}
-    for word in arguments:
-        name = word.partition("=")[0]
-        if name.startswith("--") and name not in (known := list(parser._option_string_actions)):
-            raise NdkdError(f"there is no option {name}; {suggestion(name, known)} See ndkd {command} --help")
+    known = parser._option_string_actions
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    for name in names:
+        if name not in known:
+            raise NdkdError(f"there is no option {name}; {_nearest(name, known, f'ndkd {command}')}")
+        adds_up = known[name].nargs is None and isinstance(known[name].default, list)
+        if names.count(name) > 1 and not adds_up:  # only the last would count
+            raise NdkdError(f"{name} is given {names.count(name)} times; give it once")
     try:
-        options = vars(parser.parse_args(arguments))
+        options = vars(parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
     except SystemExit:  # after its help
         return 0
     function = getattr(importlib.import_module(f"ndkd.commands.{command}"), command)

@@ -49,6 +49,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], shown: Path |
         sync_folder(path.parent)
     except Exception as error:
         temporary.unlink(missing_ok=True)  # its room is free again
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(shown or path)
         cause = raw.error if raw and raw.error else error  # torch's writer of archives hides what it has met
         if isinstance(cause, OSError) and (full := full_disk(cause, shown or path)):
             raise full from error
@@ -59,13 +61,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], shown: Path |
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Path:
-    """Write rows as CSV, whole or not at all; what a row lacks stays empty."""
+    """Write rows as CSV, whole or not at all; what a row lacks stays empty.
+
+    It is UTF-8, but for names of files that are not, whose bytes it keeps.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="")
     if columns:
         writer.writeheader()
     writer.writerows(rows)
-    return write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    return write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
 
 
 class _RememberingFile(io.FileIO):

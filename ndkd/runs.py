@@ -63,6 +63,8 @@ class Run:
         run = Run(path)
         if not run.config.is_file():
             what = "is not a run folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
+            if run.path.is_file():
+                what = "is a file"
             beside = sorted(str(config.parent) for config in run.path.absolute().parent.glob("*/config.yaml"))
             hint = suggestion(str(run.path.absolute()), beside) if beside else "give the folder that ndkd fit names"
             raise NdkdError(f"run folder {path} {what}; {hint}")

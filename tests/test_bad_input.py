@@ -82,15 +82,15 @@ def root_as_a_file():
 FOLDERS = {
     "a corrupt image": (
         lambda: spoil_bytes("images/train/dog/1.png"),
-        "image images/train/dog/1.png cannot be read (%): replace or remove it",
+        "image images/train/dog/1.png cannot be read (%): replace or remove it, or set on_error skip",
     ),
     "a truncated image": (
         lambda: cut("images/test/emu/0.png", 150),
-        "image images/test/emu/0.png cannot be read (%): replace or remove it",
+        "image images/test/emu/0.png cannot be read (%): replace or remove it, or set on_error skip",
     ),
     "a text called .jpg": (
         lambda: Path("images/train/cat/x.jpg").write_text("hello"),
-        "image images/train/cat/x.jpg cannot be read (it is not an image): replace or remove it",
+        "image images/train/cat/x.jpg cannot be read (it is not an image): replace or remove it, or set on_error skip",
     ),
     "no folder train": (
         lambda: rmtree("images/train"),
@@ -99,12 +99,12 @@ FOLDERS = {
     "an empty class": (
         lambda: Path("images/train/fox").mkdir(),
         "class folder images/train/fox holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp); "
-        "add some, or remove the folder",
+        "add some, remove it, or set on_error skip",
     ),
     "texts alone": (
         only_texts,
         "class folder images/train/cat holds no image (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp); "
-        "add some, or remove the folder",
+        "add some, remove it, or set on_error skip",
     ),
     "no root": (
         lambda: rmtree("images"),
@@ -254,4 +254,7 @@ def test_a_large_image_that_is_damaged(large_images, monkeypatch):
     """Found by a worker, in the first epoch or before it."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     Path("images/val/dog/1.png").write_bytes(b"no image")
-    assert_refused("image images/val/dog/1.png cannot be read (it is not an image): replace or remove it", "large.yaml")
+    assert_refused(
+        "image images/val/dog/1.png cannot be read (it is not an image): replace or remove it, or set on_error skip",
+        "large.yaml",
+    )

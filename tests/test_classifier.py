@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from shutil import rmtree
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 import ndkd
 from ndkd.classifier import Classifier
 from ndkd.errors import NdkdError
-from tests.command import SHORT
+from tests.command import SHORT, refusal
 from tests.command import ndkd as run_ndkd
 from tests.odd_photos import write_class_folders
 
@@ -116,7 +117,56 @@ def test_a_photo_that_cannot_be_read(runs, tmp_path):
     assert not (tmp_path / "table.csv").exists()
     status, out, _ = run_ndkd(*command, "--out", tmp_path / "table.csv", "--on_error", "skip")
     assert status == 0
-    assert out.endswith(f"(1 images); not read: 1 that cannot be read ({tmp_path}/a.jpg)\n")
+    assert out.endswith(f"(1 image); not read: 1 that cannot be read ({tmp_path}/a.jpg)\n")
+
+
+def test_photos_from_several_places_whose_names_are_no_text(runs, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(Path("new/cat/0.png").read_bytes())
+    command = ["predict", "--ckpt_path", runs["folder"] / "checkpoints" / "best.ckpt", "--images"]
+    status, out, err = run_ndkd(*command, "new/dog/1.png", "new/emu", tmp_path, "--out", "several.csv")
+    assert (status, out) == (0, "predictions: several.csv (4 images)\n"), err
+    assert odd in Path("several.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "new/cat/0.png"], "--out: wanted the name of a CSV file, got 'new/cat/0.png'; give it the ending "),
+        (["--out", ""], "--out: wanted the name of a CSV file, got '.'; give it the ending .csv"),
+        (["--images", "new"], "--images is given 2 times; give it once"),
+        (["--image", "new"], "there is no option --image; did you mean --images? See ndkd predict --help"),
+    ],
+)
+def test_options_of_predict(runs, options, message):
+    before = Path("new/cat/0.png").read_bytes()
+    command = ["predict", "--ckpt_path", runs["folder"] / "checkpoints" / "best.ckpt", "--images", "new"]
+    status, _, err = run_ndkd(*command, *options)
+    assert (status, err[: len(message) + 6]) == (2, f"ndkd: {message}")
+    assert Path("new/cat/0.png").read_bytes() == before
+
+
+def test_help_on_new_photos(runs):
+    status, out, _ = run_ndkd("predict", "--images", "--help")
+    assert status == 0
+    assert "--on_error" in out
+
+
+@pytest.mark.parametrize(
+    ("photos", "message"),
+    [
+        ("new/cat/0.png", "wanted a list of photos, got one str: predict([photo])"),
+        (
+            [np.zeros((4, 4, 3), np.uint8)],
+            "photo 0: wanted a file, a PIL image or a tensor, got ndarray; try Image.fro",
+        ),
+        ([torch.full((3, 16, 16), 9.0)], "photo 0: wanted floats in [0, 1], got 9 to 9; divide bytes by 255"),
+        ([torch.full((3, 16, 16), float("nan"))], "photo 0: wanted floats in [0, 1], got nan to nan"),
+        ([torch.zeros(16, 16)], "photo 0: wanted bytes or floats (c, h, w), got torch.float32 (16, 16)"),
+    ],
+)
+def test_what_is_no_photo(runs, photos, message):
+    assert refusal(ndkd.load(runs["folder"]).predict, photos).startswith(message)
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
@@ -145,6 +195,8 @@ def test_what_is_no_classifier_of_photos(runs, workplace, tmp_path):
     torch.save({"model": {}}, tmp_path / "plain.pth")
     with pytest.raises(NdkdError, match="is not a run folder: it has no config.yaml"):
         ndkd.load(tmp_path)
+    with pytest.raises(NdkdError, match=r"^run folder .*plain\.pth is a file; "):
+        ndkd.load(tmp_path / "plain.pth")
     status, _, err = run_ndkd("predict", "--ckpt_path", tmp_path / "plain.pth", "--images", tmp_path / "plain.pth")
     assert status == 2
     assert re.search(r"plain\.pth was not written by ndkd fit: it does not say how its student is built", err)

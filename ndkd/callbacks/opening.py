@@ -60,6 +60,8 @@ def described(data: Any) -> str:
     sizes = data.sizes
     chosen_on = " (= test)" if data.validates_on_test else ""
     numbers = f"{sizes['train']:,} images, {data.num_classes:,} classes, validation {sizes['val']:,}{chosen_on}"
+    if "test" in sizes and not data.validates_on_test:
+        numbers += f", test {sizes['test']:,}"
     return "; ".join([numbers, *(data.remarks if isinstance(data, HasRemarks) else ())])
 
 

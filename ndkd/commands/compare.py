@@ -116,7 +116,7 @@ def _write_results(fits: list[Fit], out: Path, command: str) -> None:
     table = write_tables(rows, out, command, note)
     for name, figure in pictures(as_table(rows)):
         write_atomically(out / f"{name}.png", partial(figure.savefig, dpi=150, format="png"))
-    print(f"{table}\n{note}" if note else table, f"\nresults: {out}/results.md, .csv, .png")
+    print(table, *([note] if note else []), f"results: {out}/results.md, .csv, .png", sep="\n")
 
 
 def _write_config(fit: Fit, file: Path) -> None:

@@ -19,24 +19,28 @@ COLUMNS = [
 
 
 def predict(
-    ckpt_path: Path, images: Path, out: Path | None = None, on_error: str = "stop", trust: Sequence[str] = ()
+    ckpt_path: Path, images: Sequence[Path], out: Path | None = None, on_error: str = "stop", trust: Sequence[str] = ()
 ) -> None:
     """Write file, prediction, confidence and the next four classes of every photo.
 
     Args:
         ckpt_path: of a run, in its run folder.
-        images: a photo, or a folder that is searched through; what is hidden does not count.
+        images: photos, and folders that are searched through; what is hidden does not count.
         out: the CSV file.
         on_error: ``stop`` at a photo that cannot be read, or ``skip`` it.
         trust: packages of one's own that the run may name.
 
     Raises:
-        NdkdError: no photo, one that cannot be read, or a checkpoint that is not a classifier's.
+        NdkdError: no photo, one that cannot be read, a checkpoint that is not a classifier's, or a name for the table
+            that is not a CSV file's.
     """
+    if out is not None and (out.suffix.lower() != ".csv" or out.is_dir()):  # a photo would be lost
+        raise NdkdError(f"--out: wanted the name of a CSV file, got {str(out)!r}; give it the ending .csv")
     skipped = Skipped()
-    photos = photos_in(images, skipped)
+    photos = [photo for place in images for photo in photos_in(place, skipped)]
     classifier, run = of_checkpoint(ckpt_path, trust)
-    file = out or run.path / f"predictions_of_{images.absolute().stem or 'images'}.csv"
+    name = images[0].absolute().stem if len(images) == 1 else ""
+    file = out or run.path / f"predictions_of_{name or 'images'}.csv"
     check_folder(file.parent, "--out FILE")
     if on_error == "skip":
         photos = list(compress(photos, readable(photos, skipped)))
@@ -46,7 +50,8 @@ def predict(
         values = [value for other, share in found.top for value in (other, f"{share:.6f}")]
         rows.append(dict(zip(COLUMNS, [name, *values], strict=False)))
     write_rows(file, rows, COLUMNS)
-    print("; ".join([f"predictions: {file} ({len(rows)} images)", *([str(skipped)] if skipped else [])]))
+    number = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
+    print("; ".join([f"predictions: {file} ({number})", *([str(skipped)] if skipped else [])]))
 
 
 def photos_in(place: Path, skipped: Skipped) -> list[bytes]:

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ndkd.errors import NdkdError, shortened
 
+OR_SKIP = "replace or remove it, or set on_error skip"  # of sets that can leave files out
 HEIC = (".heic", ".heif")
 # pictures, or so people say, that are not read
 OTHER_PICTURES = {
@@ -130,7 +131,7 @@ def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) 
                 if others
                 else f"no image ({', '.join(IMG_EXTENSIONS)})"
             )
-            raise NdkdError(f"class folder {folder / name} holds {what}; add some, or remove the folder")
+            raise NdkdError(f"class folder {folder / name} holds {what}; add some, remove it, or set on_error skip")
         if not found:
             skipped.classes.append(name)
             continue
@@ -182,8 +183,12 @@ def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Ite
 
 
 @contextmanager
-def open_image(path: bytes) -> Iterator[Image.Image]:
+def open_image(path: bytes, remedy: str = "replace or remove it") -> Iterator[Image.Image]:
     """An image file, to be decoded before it is closed.
+
+    Args:
+        path: of the file.
+        remedy: what to do about one that cannot be read.
 
     Raises:
         NdkdError: names the file that cannot be read.
@@ -195,7 +200,7 @@ def open_image(path: bytes) -> Iterator[Image.Image]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
         why = getattr(error, "strerror", None) or why  # without the path once more, as bytes
-        raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): replace or remove it") from error
+        raise NdkdError(f"image {os.fsdecode(path)} cannot be read ({why}): {remedy}") from error
 
 
 def readable(paths: Sequence[bytes], skipped: Skipped) -> np.ndarray:

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from ndkd.data.classification import ClassificationDataModule, check_taught
 from ndkd.data.disk_loader import ImageLoader, check_least, worker_options
-from ndkd.data.image_files import ImageFiles, open_image
+from ndkd.data.image_files import OR_SKIP, ImageFiles, open_image
 from ndkd.data.layouts import image_set
 from ndkd.data.own_transforms import OwnTransforms
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
@@ -138,7 +138,7 @@ class ImageFolderDataModule(ClassificationDataModule):
             found.splits["train"].target, self.class_names, "none can be read; replace them, or drop the class"
         )
         if self.transforms is not None and stage in (None, "fit"):
-            with drawing_from(0), open_image(found.splits["train"].paths[0]) as image:  # before the run begins
+            with drawing_from(0), open_image(found.splits["train"].paths[0], OR_SKIP) as image:  # before the run begins
                 self.augmented(image)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -187,7 +187,7 @@ class FolderDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = item
-        with open_image(self.paths[index]) as image, torch.random.fork_rng(devices=[]):
+        with open_image(self.paths[index], OR_SKIP) as image, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a tenth of an image's time
             return self.transform(image), self.target[index]
 

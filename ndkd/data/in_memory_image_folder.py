@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from torchvision.transforms import v2
 
-from ndkd.data.image_files import ImageFiles, open_image
+from ndkd.data.image_files import OR_SKIP, ImageFiles, open_image
 from ndkd.data.in_memory import InMemoryDataModule, Split
 from ndkd.data.layouts import image_set
 from ndkd.data.transforms import InRGB, Pixels
@@ -75,7 +75,7 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         transform = self.transform
 
         def pixels(path: bytes) -> np.ndarray:
-            with open_image(path) as image:
+            with open_image(path, OR_SKIP) as image:
                 return np.asarray(transform(image).permute(1, 2, 0))
 
         first = (self.image_size, self.image_size) if self.image_size else pixels(files.paths[0]).shape[:2]

@@ -91,6 +91,10 @@ def find_images(root: Path, labels: Path | None = None, skip_empty: bool = False
     read = {name: images_of_classes(folder, skipped, skip_empty) for name, folder in folders.items()}
     _check_same_classes(root, {folders[name].name: names for name, (names, _) in read.items()})
     layout = ", ".join(f"{folder.name}/" for folder in folders.values())
+    used = [folder.name for folder in folders.values()]
+    beside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if others := [name for name in beside if name not in used]:
+        layout += f"; folders beside them that are not used: {shortened(others)}"
     return Found(tuple(read["train"][0]), {name: files for name, (_, files) in read.items()}, layout, skipped)
 
 
@@ -157,6 +161,11 @@ def arranged(found: Found, root: Path, fractions: dict[str, float]) -> Found:
     for split, share in wanted.items():
         splits["train"], splits[split], single = split_off(splits["train"], share / left, root)
         left -= share
+        if not len(splits[split].target):
+            raise NdkdError(
+                f"{root}: no class has two images, of which one could be split off as {split}; add images, or set "
+                f"{split}_fraction to 0 and give a folder of its own"
+            )
         layout += f", {share:.0%} of the training images split off as {split}"
         if single:
             names = shortened([found.class_names[number] for number in single])
@@ -203,7 +212,9 @@ def _listed(labels: Path, root: Path) -> Found:
     untaught = [name for name in classes if index[name] not in set(files["train"].target.tolist())]
     if untaught:
         raise NdkdError(f"{labels}: no training image of class {shortened(untaught)}; add some or leave the class out")
-    return Found(classes, files, f"listed in {labels.name}", skipped)
+    without = sum(not row.get("split", "train") for row in rows)
+    layout = f"listed in {labels.name}" + (f", {without} without a split in train" if without else "")
+    return Found(classes, files, layout, skipped)
 
 
 def _rows(labels: Path) -> list[dict[str, str]]:
@@ -212,22 +223,37 @@ def _rows(labels: Path) -> list[dict[str, str]]:
     try:
         text = labels.read_text(encoding="utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
-        found_rows = csv.DictReader(text.splitlines(), delimiter=separator, skipinitialspace=True)
-        rows = [{(name or "").strip(): (value or "").strip() for name, value in row.items()} for row in found_rows]
-    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
+        lines = csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+        found = [(lines.line_num, [value.strip() for value in line]) for line in lines if any(line)]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise NdkdError(f"labels {labels} is not a CSV file in UTF-8; save it as one") from error
-    found = [name for name in (rows[0] if rows else ()) if name]
-    if missing := [name for name in COLUMNS[:2] if name not in found]:
-        raise NdkdError(f"labels {labels} has no column {' and '.join(missing)}, it has {', '.join(found) or 'no row'}")
-    for number, row in enumerate(rows, 2):
-        if not (row["file"] and row["label"]):
-            raise NdkdError(
-                f"labels {labels}, line {number}: wanted a file and a label, got {row['file']!r}, {row['label']!r}"
-            )
+    (_, header), *rest = found or [(1, [])]
+    names = [name.lower() for name in header]
+    if missing := [name for name in COLUMNS[:2] if name not in names]:
+        has = ", ".join(filter(None, header)) or "nothing"
+        raise NdkdError(f"labels {labels} has no column {' and '.join(missing)}, its first line has {has}")
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise NdkdError(f"labels {labels} has the column {twice[0]} twice; keep one")
+    if not rest:
+        raise NdkdError(f"labels {labels} lists no image: wanted a line for each below the first")
+    rows = [_row(f"labels {labels}, line {number}", names, values) for number, values in rest]
     twice = [name for name, times in Counter(row["file"] for row in rows).items() if times > 1]
     if twice:
         raise NdkdError(f"labels {labels} lists {shortened(twice)} more than once; keep one line of each")
     return rows
+
+
+def _row(line: str, names: list[str], values: list[str]) -> dict[str, str]:
+    """The columns of one line of a list, by their names."""
+    if any(values[len(names) :]):
+        raise NdkdError(
+            f"{line}: wanted {len(names)} fields as in the first line, got {len(values)}; a name with the separator in "
+            "it belongs in quotes"
+        )
+    row = dict(zip(names, [*values, *[""] * len(names)], strict=False))
+    if not (row["file"] and row["label"]):
+        raise NdkdError(f"{line}: wanted a file and a label, got {row['file']!r}, {row['label']!r}")
+    return row
 
 
 def _split_named(name: str, labels: Path) -> str:

@@ -118,6 +118,8 @@ def _with_exif_of(image: Image.Image, other: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in DEEP:
         image = _in_bytes(image)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -145,4 +147,8 @@ def _in_bytes(image: Image.Image) -> Image.Image:
             pixels = np.where(pixels < 0, pixels + 2.0**32, pixels)  # Pillow reads them as signed
         if pixels.min() < 0:
             raise ValueError(f"wanted brightness from 0 on, got {pixels.min():g}; scale it first")
+        if bits == 32 and 0 < pixels.max() < 2**16:  # eight, twelve or sixteen bits of something; it would be black
+            raise ValueError(
+                f"wanted brightness of 32 bits, got 0 to {pixels.max():g}, as of fewer; save it with 8 or 16 bits"
+            )
     return Image.fromarray((pixels * (255 / most)).round().astype(np.uint8))

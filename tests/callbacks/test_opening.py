@@ -13,7 +13,7 @@ def test_a_fit_begins_with_its_objective_and_its_data(workplace):
     assert status == 0, err
     first, second, *_ = out.splitlines()
     assert first == "objective: 1·ce + 1·kd (warm-up 10 epochs) + 1·nd"
-    assert second == "data: 40 images, 10 classes, validation 200"
+    assert second == "data: 40 images, 10 classes, validation 200, test 1,000"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_units_of_a_cpu(found, expected, monkeypatch):
     assert not computes_in_bfloat16(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("val_size", "validation"), [(0, "1,000 (= test)"), (200, "200")])
+@pytest.mark.parametrize(("val_size", "validation"), [(0, "1,000 (= test)"), (200, "200, test 1,000")])
 def test_where_best_is_chosen(val_size, validation):
     data = DigitsDataModule(val_size=val_size)
     data.setup()

@@ -82,7 +82,7 @@ def test_unbalanced_images_from_the_command_line(folder):
     one = "ndkd: all test images are of one class, a: their accuracy says nothing about the other 2"
     assert out.splitlines()[:4] == [
         "objective: 1·ce (class weights 0.5 to 4)",
-        "data: 12 images, 3 classes, validation 4; listed in rows.csv",
+        "data: 12 images, 3 classes, validation 4, test 3; listed in rows.csv",
         no_val,
         one,
     ]

@@ -122,6 +122,20 @@ def test_both_kinds_of_data_read_every_layout(tmp_path, kind, folders):
     assert ("class folders" if folders == [""] else f"{folders[0]}/") in line
 
 
+def test_folders_beside_the_splits_are_said(tmp_path):
+    for split in ("Train", "val"):
+        classes(tmp_path / split, {"a": 2, "b": 2})
+    (tmp_path / "roses").mkdir()
+    (tmp_path / ".cache").mkdir()
+    assert find_images(tmp_path).layout == "Train/, val/; folders beside them that are not used: roses"
+
+
+def test_one_image_in_every_class(tmp_path):
+    classes(tmp_path, {"a": 1, "b": 1})
+    with pytest.raises(NdkdError, match=r"no class has two images, of which one could be split off as val; add images"):
+        image_set(tmp_path, None, {"val": 0.2}, False)
+
+
 # ---- a list ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,11 +162,18 @@ def test_a_list_with_splits(tmp_path):
     assert found.class_names == ("cat", "dog")
     assert [names(files) for files in found.splits.values()] == [{"0.png", "1.png", "3.png"}, {"2.png"}]
     assert found.splits["train"].target.tolist() == [1, 0, 1]
-    assert found.layout == "listed in labels.csv"
+    assert found.layout == "listed in labels.csv, 1 without a split in train"
 
 
 @pytest.mark.parametrize(
-    "text", ["file;label\n{};x\n", "file, label\n{}, x\n", "file\tlabel\n{}\tx\n", "\ufefffile,label\n{},x\n"]
+    "text",
+    [
+        "file;label\n{};x\n",
+        "File,LABEL\r\n{},x\r\n\r\n",
+        "file, label\n{}, x\n",
+        "file\tlabel\n{}\tx\n",
+        "\ufefffile,label\n{},x\n",
+    ],
 )
 def test_lists_as_other_programs_write_them(tmp_path, text):
     classes(tmp_path, {"a": 1})
@@ -177,8 +198,14 @@ def test_a_list_without_splits(tmp_path):
             ("file", "label"),
             ": notes.txt is not an image by its name; correct or remove its line",
         ),
-        ([("a/0.png", "x")], ("path", "label"), " has no column file, it has path, label"),
-        ([], ("file", "label"), " has no column file and label, it has no row"),
+        ([("a/0.png", "x")], ("path", "label"), " has no column file, its first line has path, label"),
+        ([], ("file", "label"), " lists no image: wanted a line for each below the first"),
+        ([("x", "a/0.png", "b/0.png")], ("label", "file", "file"), " has the column file twice; keep one"),
+        (
+            [("a/0.png", "x"), ("a/1.png", "x", "y")],
+            ("file", "label"),
+            ", line 3: wanted 2 fields as in the first line, got 3; a name with the separator in it belongs in quotes",
+        ),
         ([("a/9.png", "x")], ("file", "label"), ": 1 of its files are not there: a/9.png; names count from "),
         (
             [("a/0.png", "x"), ("a/0.png", "y")],

@@ -53,6 +53,16 @@ def test_a_grey_image_is_scaled_by_the_range_of_its_type(tmp_path, name, dtype, 
     assert np.abs(pixels.astype(int) - 255 * share * RAMP).max() <= 1
 
 
+def test_a_palette_with_transparency_keeps_its_colours_without_a_word(tmp_path, recwarn):
+    colours = Image.new("P", (2, 1))
+    colours.putpalette([10, 20, 30, 200, 100, 50])
+    colours.putpixel((1, 0), 1)
+    colours.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    with open_image(bytes(tmp_path / "a.png")) as image:
+        assert np.asarray(InRGB(True)(image)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+    assert not recwarn.list
+
+
 def test_a_random_crop_scales_as_the_whole(tmp_path):
     file = saved(tmp_path / "a.png", np.uint16)
     with open_image(bytes(file)) as image:
@@ -70,6 +80,10 @@ def test_a_random_crop_scales_as_the_whole(tmp_path):
         ),
         (RAMP.astype(np.float32) - 0.5, "wanted brightness from 0 to 1 in a file of floats, got -0.5 to 0.5"),
         (np.full((8, 8), np.nan, np.float32), "wanted brightness from 0 to 1 in a file of floats, got nan to nan"),
+        (
+            (RAMP * 255).astype(np.int32),
+            "wanted brightness of 32 bits, got 0 to 255, as of fewer; save it with 8 or 16 bits",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", [ImageFolderDataModule, InMemoryImageFolderDataModule])
