@@ -47,7 +47,7 @@ def full_disk(error: OSError, path: str | Path) -> NdkdError | None:
         return None
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
     free = shutil.disk_usage(folder).free / 1e6
-    to_do = "make room and run it again; fit resumes with --ckpt_path last"
+    to_do = "make room and run it again; a fit that has finished an epoch resumes with --ckpt_path last"
     return NdkdError(f"{path} cannot be written: {error.strerror}; {free:,.1f} MB are free there; {to_do}")
 
 

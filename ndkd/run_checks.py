@@ -16,6 +16,7 @@ STATUS: dict[str, type | tuple[type, ...]] = {
     "headline": str,
     "error": str,
     "git_commit": str,
+    "images": dict,
     "results": dict,
     "teacher": dict,
     "versions": dict,

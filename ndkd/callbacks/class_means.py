@@ -121,9 +121,7 @@ class ClassMeans(L.Callback):
             loader = trainer.fit_loop._data_source.dataloader()
         if (file := self._cache_file(module, loader)) is None:
             return self._compute(trainer, module, loader)
-        # every rank looks before any rank writes
-        is_cached = trainer.strategy.broadcast(file.is_file())
-        if is_cached:
+        if trainer.strategy.broadcast(_is_whole(file)):  # every rank looks before any rank writes
             return read_class_means(file).class_means
         means = self._compute(trainer, module, loader)
         if trainer.is_global_zero:
@@ -165,6 +163,17 @@ class ClassMeans(L.Callback):
         digest = hashlib.sha256(f"{loader.fingerprint()} {statistics} {self.max_images}".encode())
         add_weights(digest, module.teacher)
         return digest.hexdigest()[:32]
+
+
+def _is_whole(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        read_class_means(file)
+    except NdkdError:
+        print(f"ndkd: {file} is damaged: it is computed again")
+        return False
+    return True
 
 
 @torch.no_grad()

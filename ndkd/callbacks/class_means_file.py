@@ -1,7 +1,8 @@
 """Files of class means, and whose they are."""
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ndkd.errors import NdkdError
+from ndkd.errors import Damaged, NdkdError
 from ndkd.files import write_atomically
 
 NEAR = 0.05  # bfloat16 is 0.01 off, another teacher about 1
@@ -43,7 +44,7 @@ class StoredMeans:
         stored = {"class_means": self.class_means, "probe": self.probe}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in stored.items() if tensor is not None}
         about = {name: json.dumps(value) for name, value in vars(self).items() if name not in tensors and value}
-        content = save(tensors, about)
+        content = save(tensors, about | {"checksum": _checksum(tensors)})
         write_atomically(file, lambda out: out.write(content))
 
     def check(
@@ -86,6 +87,7 @@ def read_class_means(path: str | Path) -> StoredMeans:
 
     Raises:
         NdkdError: no such file, another format, or classes missing from it.
+        Damaged: a file of ours with other numbers than were written.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
@@ -111,10 +113,19 @@ def read_class_means(path: str | Path) -> StoredMeans:
     raise NdkdError(f"class means {path}: wanted a .json, .npz or .safetensors file")
 
 
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read_safetensors(path: Path) -> StoredMeans:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = file.metadata() or {}
+    if about.get("checksum", found := _checksum(tensors)) != found:
+        raise Damaged(path, "its checksum is another", "remove it; it is computed again")
     about = {
         name: json.loads(about[name])
         for name in ("class_names", "image_shape", "images", "teacher_norm")

@@ -27,7 +27,7 @@ def end_of_run(run: Run, error: BaseException | None = None) -> None:
         run: that was started here, or found so.
         error: with which it ends.
     """
-    if not run.is_kept or run.status().get("state") != "running":
+    if not run.is_kept or run.known_status().get("state") != "running":
         return
     if isinstance(error, Exception):
         run.update_status(state="failed", error=plain_words(error) or str(error).split("\n")[0])

@@ -20,6 +20,7 @@ from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.detection_pictures import DetectionPictures
 from ndkd.callbacks.epoch_lines import EpochLines, wants_lines
 from ndkd.callbacks.feature_statistics import FeatureStatistics
+from ndkd.callbacks.image_counts import ImageCounts
 from ndkd.callbacks.opening import Opening
 from ndkd.callbacks.run_recorder import RunRecorder, in_order
 from ndkd.callbacks.teacher_accuracy import TeacherAccuracy
@@ -176,6 +177,8 @@ class TrainingCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         lines = [EpochLines()] if wants_lines(config) else []
+        if not config["fast_dev_run"]:
+            callbacks = [*callbacks, ImageCounts(self.run_folder)]
         if self.subcommand == "fit":
             callbacks = [*callbacks, Opening(precision_is_given=config["precision"] is not None)]
         if self.subcommand == "fit" and not config["fast_dev_run"]:

@@ -176,6 +176,24 @@ def test_cache(fit, make_module, terms, tiny_data, teacher_checkpoint, tmp_path,
         assert len(list((tmp_path / "cache").iterdir())) == number
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_cache_is_computed_again(fit, make_module, terms, tmp_path, passes, capsys, damage):
+    first = start(fit, make_module(terms("nd")), ClassMeans(cache_dir=tmp_path))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    file.write_bytes({"flipped": content, "cut": content[:-9], "empty": b""}[damage])
+    if damage == "flipped":
+        with pytest.raises(NdkdError, match=r"safetensors is damaged: its checksum is another; remove it"):
+            read_class_means(file)
+    before = len(passes)
+    assert torch.equal(start(fit, make_module(terms("nd")), ClassMeans(cache_dir=tmp_path)), first)
+    assert len(passes) > before
+    assert f"{file} is damaged: it is computed again" in capsys.readouterr().out
+    assert torch.equal(read_class_means(file).class_means, first)
+
+
 def test_cache_holds_no_half_written_file(fit, make_module, terms, tmp_path, monkeypatch):
     def full_disk(*args):
         raise OSError("disk full")
