@@ -14,11 +14,16 @@ def check_positive(**options: float) -> None:
             raise ValueError(f"{name}: wanted a number above 0, got {value}")
 
 
-def check_weights(**options: float) -> None:
-    """Raise ``ValueError`` unless the options are finite numbers from 0 on, of which one is above 0."""
+def check_not_negative(**options: float) -> None:
+    """Raise ``ValueError`` unless each option is a finite number from 0 on."""
     for name, value in options.items():
         if value is None or not 0 <= value < inf:
             raise ValueError(f"{name}: wanted a number from 0 on, got {value}")
+
+
+def check_weights(**options: float) -> None:
+    """Raise ``ValueError`` unless the options are finite numbers from 0 on, of which one is above 0."""
+    check_not_negative(**options)
     if not any(options.values()):
         raise ValueError(f"{' and '.join(options)}: wanted a number above 0, all are 0")
 
@@ -70,6 +75,11 @@ def check_class_means(class_means: Tensor, width: int) -> None:
 def values_are_at_hand(tensor: Tensor) -> bool:
     """Whether reading the values costs no device synchronisation and breaks no compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[object]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ndkd.losses.common import check_positive, check_same_shape, check_weights
+from ndkd.losses.common import at_least_float32, check_positive, check_same_shape, check_weights
 
 
 def dist_loss(
@@ -30,8 +30,8 @@ def dist_loss(
         ValueError: shapes or types that do not fit.
     """
     check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    student = (student_logits.float() / temperature).softmax(dim=1)
-    teacher = (teacher_logits.float() / temperature).softmax(dim=1)
+    student = (at_least_float32(student_logits) / temperature).softmax(dim=1)
+    teacher = (at_least_float32(teacher_logits) / temperature).softmax(dim=1)
     within_samples = 1 - _correlation(student, teacher, dim=1).mean()
     within_classes = 1 - _correlation(student, teacher, dim=0).mean()
     return (beta * within_samples + gamma * within_classes) * temperature**2

@@ -1,10 +1,10 @@
 """Decoupled knowledge distillation: https://arxiv.org/abs/2203.08679."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_positive, check_same_shape, check_target, check_weights
+from ndkd.losses.common import at_least_float32, check_positive, check_same_shape, check_target, check_weights
+from ndkd.losses.logits import divergence, log_among, log_one_against_rest, standardized
 
 
 def dkd_loss(
@@ -14,6 +14,7 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
+    standardize: bool = False,
 ) -> Tensor:
     r"""KD split into the target class against the rest (weight alpha), and the classes among the rest (weight beta).
 
@@ -32,6 +33,8 @@ def dkd_loss(
         alpha: weight of the target-class part.
         beta: weight of the non-target part.
         temperature: T.
+        standardize: bring the logits of both to mean 0 and standard deviation 1 over the classes first (LSKD,
+            https://arxiv.org/abs/2403.01427).
 
     Raises:
         ValueError: shapes or types that do not fit, a target outside the classes.
@@ -40,22 +43,14 @@ def dkd_loss(
     num_samples, num_classes = student_logits.shape
     check_target(target, num_samples, num_classes, soft=False)
     is_target = F.one_hot(target.long(), num_classes).bool()
-    student = _split(student_logits.float() / temperature, is_target)
-    teacher = _split(teacher_logits.float() / temperature, is_target)
+    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    if standardize:
+        student, teacher = standardized(student), standardized(teacher)
+    student, teacher = student / temperature, teacher / temperature
     target_part, rest_part = (
-        F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in zip(student, teacher, strict=True)
+        divergence(part(student, is_target), part(teacher, is_target)) for part in (log_one_against_rest, log_among)
     )
     return (alpha * target_part + beta * rest_part) * temperature**2
-
-
-def _split(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (target, all others) and, among the others, of each."""
-    lowest = torch.finfo(logits.dtype).min
-    log_target = logits.masked_fill(~is_target, lowest).logsumexp(dim=1)
-    others = logits.masked_fill(is_target, lowest)
-    binary = torch.stack([log_target, others.logsumexp(dim=1)], dim=1).log_softmax(dim=1)
-    # the target's entry is the lowest number in student and teacher alike, of probability 0: it adds no divergence
-    return binary, others.log_softmax(dim=1)
 
 
 class DKDLoss(nn.Module):
@@ -67,8 +62,10 @@ class DKDLoss(nn.Module):
         alpha: weight of the target-class part.
         beta: weight of the non-target part.
         temperature: T.
+        standardize: bring the logits of both to mean 0 and standard deviation 1 over the classes first (LSKD).
 
     Examples:
+        >>> import torch
         >>> student, teacher = torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]])
         >>> loss = DKDLoss(temperature=1.0)
         >>> loss(student, teacher, torch.tensor([0]))  # of the other classes both say the same
@@ -79,11 +76,12 @@ class DKDLoss(nn.Module):
 
     inputs = ("student.logits", "teacher.logits", "target")
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0):
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, standardize: bool = False):
         super().__init__()
         check_positive(temperature=temperature)
         check_weights(alpha=alpha, beta=beta)
-        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+        self.alpha, self.beta, self.temperature, self.standardize = alpha, beta, temperature, standardize
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
-        return dkd_loss(student_logits, teacher_logits, target, self.alpha, self.beta, self.temperature)
+        options = (self.alpha, self.beta, self.temperature, self.standardize)
+        return dkd_loss(student_logits, teacher_logits, target, *options)

@@ -3,10 +3,13 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_positive, check_same_shape
+from ndkd.losses.common import at_least_float32, check_positive, check_same_shape
+from ndkd.losses.logits import divergence, standardized
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, standardize: bool = False
+) -> Tensor:
     r"""Kullback-Leibler divergence from the teacher's softened distribution to the student's.
 
     $$
@@ -17,6 +20,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         student_logits: s, (N, C).
         teacher_logits: t, (N, C).
         temperature: T.
+        standardize: bring the logits of both to mean 0 and standard deviation 1 over the classes first (LSKD,
+            https://arxiv.org/abs/2403.01427), so that neither their scale nor their mean matters; the factor $T^2$
+            stays.
 
     Raises:
         ValueError: shapes or types that do not fit.
@@ -27,9 +33,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         tensor(0.)
     """
     check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    if standardize:
+        student, teacher = standardized(student), standardized(teacher)
+    student, teacher = (student / temperature).log_softmax(dim=1), (teacher / temperature).log_softmax(dim=1)
+    return divergence(student, teacher) * temperature**2
 
 
 class KDLoss(nn.Module):
@@ -37,23 +45,27 @@ class KDLoss(nn.Module):
 
     Args:
         temperature: T.
+        standardize: bring the logits of both to mean 0 and standard deviation 1 over the classes first (LSKD).
 
     Examples:
         >>> import torch
         >>> loss = KDLoss(temperature=1.0)
         >>> loss(torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]]))
         tensor(0.4330)
+        >>> lskd = KDLoss(temperature=2.0, standardize=True)
+        >>> lskd(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]]))  # the same for 3 in place of 9
+        tensor(1.0900)
     """
 
     inputs = ("student.logits", "teacher.logits")
 
-    def __init__(self, temperature: float = 4.0):
+    def __init__(self, temperature: float = 4.0, standardize: bool = False):
         super().__init__()
         check_positive(temperature=temperature)
-        self.temperature = temperature
+        self.temperature, self.standardize = temperature, standardize
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return kd_loss(student_logits, teacher_logits, self.temperature)
+        return kd_loss(student_logits, teacher_logits, self.temperature, self.standardize)
 
 
 def hard_kd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -67,7 +79,7 @@ def hard_kd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         ValueError: shapes or types that do not fit.
     """
     check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    return F.cross_entropy(student_logits.float(), teacher_logits.argmax(dim=1))
+    return F.cross_entropy(at_least_float32(student_logits), teacher_logits.argmax(dim=1))
 
 
 class HardKDLoss(nn.Module):

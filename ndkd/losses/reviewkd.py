@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.losses.common import check_positive
+from ndkd.losses.common import at_least_float32, check_positive
 
 
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -33,7 +33,7 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     if not student_maps:
         raise ValueError("wanted at least one pair of feature maps, got none")
     pairs = zip(student_maps, teacher_maps, strict=True)
-    return torch.stack([_hcl_of_pair(student.float(), teacher.float()) for student, teacher in pairs]).sum()
+    return torch.stack([_hcl_of_pair(at_least_float32(s), at_least_float32(t)) for s, t in pairs]).sum()
 
 
 def _hcl_of_pair(student: Tensor, teacher: Tensor) -> Tensor:

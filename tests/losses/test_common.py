@@ -36,9 +36,9 @@ from ndkd.losses import (
 
 FUNCTIONS = {
     NDLoss: (nd_loss, {"eps": 8.0}),
-    KDLoss: (kd_loss, {"temperature": 2.0}),
+    KDLoss: (kd_loss, {"temperature": 2.0, "standardize": True}),
     HardKDLoss: (hard_kd_loss, {}),
-    DKDLoss: (dkd_loss, {"alpha": 0.5, "beta": 2.0, "temperature": 3.0}),
+    DKDLoss: (dkd_loss, {"alpha": 0.5, "beta": 2.0, "temperature": 3.0, "standardize": True}),
     DISTLoss: (dist_loss, {"beta": 0.5, "gamma": 3.0, "temperature": 2.0}),
     CosineLoss: (cosine_loss, {"eps": 8.0}),
     InfoNCELoss: (infonce_loss, {"temperature": 0.5}),
@@ -47,6 +47,7 @@ FUNCTIONS = {
 }
 ALL = [*FUNCTIONS, ReviewKDLoss]
 OF_CLASS_MEANS = [NDLoss, CosineLoss, InfoNCELoss]
+OF_LOGITS = [loss for loss in FUNCTIONS if loss.inputs[0] == "student.logits"]
 
 every_loss = pytest.mark.parametrize("loss_class", ALL)
 every_function = pytest.mark.parametrize("loss_class", FUNCTIONS)
@@ -194,6 +195,27 @@ def test_autocast(value_and_grad, inputs_of, loss_class, kind, dtype):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+# ---- double precision -------------------------------------------------------------------------------------------
+
+
+def double(inputs):
+    return [cast(tensor, torch.float64) for tensor in inputs]
+
+
+@pytest.mark.parametrize("loss_class", OF_LOGITS)
+def test_double_precision(value_and_grad, inputs_of, loss_class):
+    value, gradient = value_and_grad(loss_class(), *double(inputs_of(loss_class)))
+    assert (value.dtype, gradient.dtype) == (torch.float64, torch.float64)
+
+
+@pytest.mark.parametrize("options", [False, True], ids=["by default", "with options"])
+@pytest.mark.parametrize("loss_class", OF_LOGITS)
+def test_gradient(inputs_of, loss_class, options):
+    loss = loss_class(**(FUNCTIONS[loss_class][1] if options else {}))
+    student, *rest = double(inputs_of(loss_class))
+    assert torch.autograd.gradcheck(lambda s: loss(s, *rest), student.requires_grad_())
+
+
 # ---- refused inputs ---------------------------------------------------------------------------------------------
 
 
@@ -201,7 +223,7 @@ def test_autocast(value_and_grad, inputs_of, loss_class, kind, dtype):
     ("student_shape", "teacher_shape"),
     [((6, 4), (6, 3)), ((5, 4), (6, 4)), ((4,), (4,)), ((6, 4, 1, 1), (6, 4, 1, 1)), ((6, 1), (6,))],
 )
-@pytest.mark.parametrize("loss_class", [NDLoss, L2Loss, KDLoss, HardKDLoss, DKDLoss, DISTLoss])
+@pytest.mark.parametrize("loss_class", [NDLoss, L2Loss, *OF_LOGITS])
 def test_shapes_that_differ_or_are_not_two_dimensional(rejected, loss_class, student_shape, teacher_shape):
     if (loss_class, teacher_shape) == (NDLoss, (6,)):
         return  # norms, which will do
