@@ -20,7 +20,8 @@ def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     deviation = norm / max(logits.shape[1] - 1, 1) ** 0.5
     rounding = torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1, keepdim=True)
-    return (centred / (deviation + eps)).masked_fill(deviation <= rounding, 0.0)
+    scaled: Tensor = centred / (deviation + eps)
+    return scaled.masked_fill(deviation <= rounding, 0.0)
 
 
 def log_one_against_rest(logits: Tensor, is_one: Tensor) -> Tensor:

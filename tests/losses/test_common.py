@@ -21,8 +21,12 @@ from ndkd.losses import (
     KDLoss,
     L2Loss,
     NDLoss,
+    NKDLoss,
     ReviewKDLoss,
+    RLDLoss,
     SIFNLoss,
+    TTMLoss,
+    WTTMLoss,
     cosine_loss,
     dist_loss,
     dkd_loss,
@@ -31,7 +35,11 @@ from ndkd.losses import (
     kd_loss,
     l2_loss,
     nd_loss,
+    nkd_loss,
+    rld_loss,
     sifn_loss,
+    ttm_loss,
+    wttm_loss,
 )
 
 FUNCTIONS = {
@@ -40,6 +48,10 @@ FUNCTIONS = {
     HardKDLoss: (hard_kd_loss, {}),
     DKDLoss: (dkd_loss, {"alpha": 0.5, "beta": 2.0, "temperature": 3.0, "standardize": True}),
     DISTLoss: (dist_loss, {"beta": 0.5, "gamma": 3.0, "temperature": 2.0}),
+    NKDLoss: (nkd_loss, {"gamma": 0.5, "temperature": 3.0}),
+    TTMLoss: (ttm_loss, {"gamma": 0.5}),
+    WTTMLoss: (wttm_loss, {"gamma": 0.5}),
+    RLDLoss: (rld_loss, {"alpha": 0.5, "beta": 2.0, "temperature": 3.0, "alpha_temperature": 2.0}),
     CosineLoss: (cosine_loss, {"eps": 8.0}),
     InfoNCELoss: (infonce_loss, {"temperature": 0.5}),
     L2Loss: (l2_loss, {}),
@@ -47,16 +59,19 @@ FUNCTIONS = {
 }
 ALL = [*FUNCTIONS, ReviewKDLoss]
 OF_CLASS_MEANS = [NDLoss, CosineLoss, InfoNCELoss]
+OF_SOFT_TARGETS = [*OF_CLASS_MEANS, NKDLoss]
+OF_TARGETS = [*OF_SOFT_TARGETS, DKDLoss, RLDLoss]
 OF_LOGITS = [loss for loss in FUNCTIONS if loss.inputs[0] == "student.logits"]
 
 every_loss = pytest.mark.parametrize("loss_class", ALL)
 every_function = pytest.mark.parametrize("loss_class", FUNCTIONS)
+with_soft_targets = pytest.mark.parametrize("loss_class", OF_SOFT_TARGETS)
 with_class_means = pytest.mark.parametrize("loss_class", OF_CLASS_MEANS)
 
 
 def and_soft(loss_classes):
     """Parametrise over the losses, and once more over those that take soft targets."""
-    cases = [(loss, "hard") for loss in loss_classes] + [(loss, "soft") for loss in OF_CLASS_MEANS]
+    cases = [(loss, "hard") for loss in loss_classes] + [(loss, "soft") for loss in OF_SOFT_TARGETS]
     return pytest.mark.parametrize(("loss_class", "kind"), cases)
 
 
@@ -130,7 +145,7 @@ def test_a_loss_and_its_function_take_the_same_options(loss_class):
 # ---- soft targets -----------------------------------------------------------------------------------------------
 
 
-@with_class_means
+@with_soft_targets
 def test_one_hot_is_the_hard_target(agree, inputs_of, loss_class):
     *arguments, target = inputs_of(loss_class)
     loss = loss_class()
@@ -150,7 +165,7 @@ def test_soft_target_mixes_the_class_means(agree, inputs_of, loss_class):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
-@pytest.mark.parametrize("loss_class", [*OF_CLASS_MEANS, DKDLoss])
+@pytest.mark.parametrize("loss_class", OF_TARGETS)
 def test_any_integer_type_of_class_indices(inputs_of, loss_class, dtype):
     *arguments, target = inputs_of(loss_class)
     assert torch.equal(loss_class()(*arguments, target.to(dtype)), loss_class()(*arguments, target))
@@ -263,7 +278,7 @@ def test_numbers_that_are_not_floating_point(rejected, tensors, loss_class, posi
         (torch.zeros(6, dtype=torch.bool), "torch.bool (6,)"),
     ],
 )
-@with_class_means
+@with_soft_targets
 def test_target_that_is_neither_hard_nor_soft(rejected, loss_class, target, found):
     message = f"wanted a target of class indices (6,) or soft labels (6, 5), got {found}"
     rejected(loss_class(), {"target": target}, message)
@@ -272,7 +287,7 @@ def test_target_that_is_neither_hard_nor_soft(rejected, loss_class, target, foun
 @pytest.mark.parametrize(
     ("target", "found"), [([0, 1, 2, 3, 4, -1], -1), ([0, 1, 2, 3, 4, 5], 5), ([-7, 1, 2, 3, 4, 9], -7)]
 )
-@pytest.mark.parametrize("loss_class", [*OF_CLASS_MEANS, DKDLoss])
+@pytest.mark.parametrize("loss_class", OF_TARGETS)
 def test_target_outside_the_classes(rejected, loss_class, target, found):
     rejected(loss_class(), {"target": torch.tensor(target)}, f"wanted a target from 0 to 4, got {found}")
 
@@ -379,6 +394,11 @@ BAD = [None, 0, -1, float("nan"), float("inf")]
         ("KDLoss", "temperature"),
         ("DKDLoss", "temperature"),
         ("DISTLoss", "temperature"),
+        ("NKDLoss", "temperature"),
+        ("TTMLoss", "gamma"),
+        ("WTTMLoss", "gamma"),
+        ("RLDLoss", "temperature"),
+        ("RLDLoss", "alpha_temperature"),
         ("InfoNCELoss", "temperature"),
         ("NDLoss", "eps"),
         ("CosineLoss", "eps"),
@@ -391,7 +411,10 @@ def test_an_option_of_a_loss(loss, option, value):
         getattr(losses, loss)(**{option: value})
 
 
-@pytest.mark.parametrize(("loss", "one", "other"), [("DKDLoss", "alpha", "beta"), ("DISTLoss", "beta", "gamma")])
+@pytest.mark.parametrize(
+    ("loss", "one", "other"),
+    [("DKDLoss", "alpha", "beta"), ("DISTLoss", "beta", "gamma"), ("RLDLoss", "alpha", "beta")],
+)
 def test_weights_inside_a_loss(loss, one, other):
     make = getattr(losses, loss)
     make(**{one: 0})
@@ -400,3 +423,20 @@ def test_weights_inside_a_loss(loss, one, other):
             make(**{one: value})
     with pytest.raises(ValueError, match=f"^{one} and {other}: wanted a number above 0, all are 0"):
         make(**{one: 0, other: 0})
+
+
+@pytest.mark.parametrize("value", [None, -1, float("nan"), float("inf")])
+def test_an_option_of_a_loss_that_may_be_0(value):
+    losses.NKDLoss(gamma=0)
+    with pytest.raises(ValueError, match="^gamma: wanted a number from 0 on, got "):
+        losses.NKDLoss(gamma=value)
+
+
+def test_every_number_among_the_options_is_checked():
+    """Each is named in a test above: so a loss that is added without a check is noticed."""
+    for loss_class in ALL:
+        options = inspect.signature(loss_class).parameters if "__init__" in vars(loss_class) else {}
+        for name, option in options.items():
+            if not isinstance(option.default, bool):
+                with pytest.raises(ValueError, match=f"{name}: wanted "):
+                    loss_class(**{name: -1})

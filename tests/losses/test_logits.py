@@ -90,6 +90,34 @@ def test_equal_logits_in_all_classes_have_no_gradient(value_and_grad, inputs_of,
     assert not gradient.any()
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_autocast_and_half_precision(value_and_grad, inputs_of, loss_class, dtype):
+    student, teacher, *target = inputs_of(loss_class)
+    inputs = [student.to(dtype), teacher.to(dtype), *target]
+    loss = loss_class(temperature=2, standardize=True)
+    found = value_and_grad(torch.autocast("cpu", dtype=torch.bfloat16)(loss.forward), *inputs)
+    wanted, gradient = value_and_grad(loss, *(tensor.float() for tensor in inputs[:2]), *target)
+    assert (found[0].dtype, found[1].dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1].float(), gradient, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@both
+def test_compiles_without_graph_break(inputs_of, loss_class):
+    loss, inputs = loss_class(temperature=2, standardize=True), inputs_of(loss_class)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), loss(*inputs))
+
+
+@both
+def test_step_on_tensors_without_values(inputs_of, loss_class):
+    inputs = [tensor.to("meta") for tensor in inputs_of(loss_class)]
+    value = loss_class(standardize=True)(inputs[0].requires_grad_(), *inputs[1:])
+    value.backward()
+    assert inputs[0].grad.shape == inputs[0].shape
+
+
 def test_a_single_class():
     assert torch.equal(standardized(torch.tensor([[3.0]])), torch.tensor([[0.0]]))
 
