@@ -25,7 +25,7 @@ from ndkd.callbacks import ClassMeans, TeacherAccuracy, in_order
 from ndkd.distillation.module import DistillationModule
 from ndkd.distillation.objective import LossTerm, Objective
 from ndkd.errors import NdkdError
-from ndkd.losses import DKDLoss, KDLoss, NDLoss, ReviewKDLoss
+from ndkd.losses import DKDLoss, KDLoss, NDLoss, NKDLoss, ReviewKDLoss, RLDLoss, TTMLoss, WTTMLoss
 from ndkd.models import ModelConfig
 from ndkd.runs import Run
 from tests.command import SHORT, ndkd
@@ -38,9 +38,13 @@ TERMS = {
     "kd": (KDLoss, None),
     "nd": (NDLoss, None),
     "dkd": (DKDLoss, None),
+    "nkd": (NKDLoss, None),
+    "ttm": (TTMLoss, None),
+    "wttm": (WTTMLoss, None),
+    "rld": (RLDLoss, None),
     "review": (ReviewKDLoss, None),
 }
-SAMPLE_MEANS = ["ce", "kd", "nd", "dkd"]
+SAMPLE_MEANS = ["ce", "kd", "nd", "dkd", "nkd", "ttm", "wttm", "rld"]
 
 
 class Plain(nn.Module):

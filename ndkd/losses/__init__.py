@@ -15,3 +15,4 @@ from ndkd.losses.reviewkd import ReviewKDLoss, hcl_loss
 from ndkd.losses.rld import RLDLoss, rld_loss
 from ndkd.losses.sifn import SIFNLoss, sifn_loss
 from ndkd.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
+from ndkd.losses.wkdf import WKDFLoss, wkdf_loss

@@ -1,13 +1,13 @@
 """Distilling knowledge via knowledge review (ReviewKD): https://arxiv.org/abs/2104.09044."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ndkd.losses.common import at_least_float32, check_positive
+from ndkd.losses.maps import HasMaps, check_pairs, map_shapes
 
 
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -27,11 +27,7 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     Raises:
         ValueError: unequal counts or shapes.
     """
-    if len(student_maps) != len(teacher_maps):
-        counts = f"{len(student_maps)} and {len(teacher_maps)}"
-        raise ValueError(f"wanted as many student_maps as teacher_maps, got {counts}")
-    if not student_maps:
-        raise ValueError("wanted at least one pair of feature maps, got none")
+    check_pairs(student_maps, teacher_maps)
     pairs = zip(student_maps, teacher_maps, strict=True)
     return torch.stack([_hcl_of_pair(at_least_float32(s), at_least_float32(t)) for s, t in pairs]).sum()
 
@@ -48,13 +44,6 @@ def _hcl_of_pair(student: Tensor, teacher: Tensor) -> Tensor:
             pooled = F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
             loss = loss + weight * F.mse_loss(*pooled)
     return loss / total
-
-
-class HasMaps(Protocol):
-    """The output of a model that taps feature maps."""
-
-    @property
-    def feature_maps(self) -> Sequence[Tensor]: ...
 
 
 class AttentionFusion(nn.Module):
@@ -121,14 +110,7 @@ class ReviewKDLoss(nn.Module):
 
     def build(self, student: HasMaps, teacher: HasMaps) -> None:
         """Make the fusion layers for the maps of two model outputs (of a dry forward)."""
-        student_shapes = [tuple(m.shape[1:]) for m in student.feature_maps]
-        teacher_shapes = [tuple(m.shape[1:]) for m in teacher.feature_maps]
-        equally_many = 0 < len(student_shapes) == len(teacher_shapes)
-        if not equally_many or any(len(shape) != 3 for shape in student_shapes + teacher_shapes):
-            raise ValueError(
-                "ReviewKD wants as many student taps as teacher taps, each a map (c, h, w), "
-                f"got {student_shapes} and {teacher_shapes}"
-            )
+        student_shapes, teacher_shapes = map_shapes("ReviewKD", student, teacher)
         self.fusions = nn.ModuleList()
         mid_channels = min(self.max_mid_channels, student_shapes[-1][0])
         for depth in reversed(range(len(student_shapes))):

@@ -23,8 +23,13 @@ from ndkd.losses import (
     KDLoss,
     L2Loss,
     NDLoss,
+    NKDLoss,
     ReviewKDLoss,
+    RLDLoss,
     SIFNLoss,
+    TTMLoss,
+    WKDFLoss,
+    WTTMLoss,
 )
 
 METHODS = {
@@ -32,6 +37,9 @@ METHODS = {
     "DKD++": (DKDLoss, NDLoss),
     "DIST++": (DISTLoss, NDLoss),
     "ReviewKD++": (ReviewKDLoss, NDLoss),
+    "NKD++, TTM, WTTM": (NKDLoss, TTMLoss, WTTMLoss, NDLoss),
+    "RLD++": (RLDLoss, NDLoss),
+    "WKD-F++": (WKDFLoss, NDLoss),
     "all others": (HardKDLoss, CosineLoss, InfoNCELoss, SIFNLoss, L2Loss),
 }
 aten = torch.ops.aten

@@ -26,6 +26,7 @@ from ndkd.losses import (
     RLDLoss,
     SIFNLoss,
     TTMLoss,
+    WKDFLoss,
     WTTMLoss,
     cosine_loss,
     dist_loss,
@@ -57,7 +58,8 @@ FUNCTIONS = {
     L2Loss: (l2_loss, {}),
     SIFNLoss: (sifn_loss, {"step": 0.5}),
 }
-ALL = [*FUNCTIONS, ReviewKDLoss]
+OF_MAPS = [ReviewKDLoss, WKDFLoss]  # with layers of their own, which their functions do not have
+ALL = [*FUNCTIONS, *OF_MAPS]
 OF_CLASS_MEANS = [NDLoss, CosineLoss, InfoNCELoss]
 OF_SOFT_TARGETS = [*OF_CLASS_MEANS, NKDLoss]
 OF_TARGETS = [*OF_SOFT_TARGETS, DKDLoss, RLDLoss]
@@ -93,7 +95,7 @@ def argument_names(loss_class):
 def test_no_loss_is_left_out():
     public = {part for name, part in vars(losses).items() if callable(part) and not name.startswith("_")}
     assert {loss for loss in public if isinstance(loss, type)} == set(ALL)
-    assert public - set(ALL) == {function for function, _ in FUNCTIONS.values()} | {losses.hcl_loss}
+    assert public - set(ALL) == {function for function, _ in FUNCTIONS.values()} | {losses.hcl_loss, losses.wkdf_loss}
 
 
 @every_loss
@@ -404,6 +406,8 @@ BAD = [None, 0, -1, float("nan"), float("inf")]
         ("CosineLoss", "eps"),
         ("SIFNLoss", "step"),
         ("ReviewKDLoss", "max_mid_channels"),
+        ("WKDFLoss", "grid"),
+        ("WKDFLoss", "eps"),
     ],
 )
 def test_an_option_of_a_loss(loss, option, value):
@@ -426,10 +430,11 @@ def test_weights_inside_a_loss(loss, one, other):
 
 
 @pytest.mark.parametrize("value", [None, -1, float("nan"), float("inf")])
-def test_an_option_of_a_loss_that_may_be_0(value):
-    losses.NKDLoss(gamma=0)
-    with pytest.raises(ValueError, match="^gamma: wanted a number from 0 on, got "):
-        losses.NKDLoss(gamma=value)
+@pytest.mark.parametrize(("loss_class", "option"), [(NKDLoss, "gamma"), (WKDFLoss, "mean_weight")])
+def test_an_option_of_a_loss_that_may_be_0(loss_class, option, value):
+    loss_class(**{option: 0})
+    with pytest.raises(ValueError, match=f"^{option}: wanted a number from 0 on, got "):
+        loss_class(**{option: value})
 
 
 def test_every_number_among_the_options_is_checked():
