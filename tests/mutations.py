@@ -59,10 +59,7 @@ CLASSES = {
         *("StepLR", "CosineAnnealingLR", "OneCycleLR", "ExponentialLR", "LambdaLR", "CyclicLR", "ReduceLROnPlateau"),
         *("ConstantLR", "PolynomialLR", "SequentialLR", "CosineAnnealingWarmRestarts", "LRScheduler"),
     ],
-    "loss": [
-        *("torch.nn.L1Loss", "torch.nn.Identity", "InfoNCELoss", "torch.nn.NLLLoss", "DISTLoss", "torch.nn.Module"),
-        *("NKDLoss", "RLDLoss", "TTMLoss", "WKDFLoss", "WTTMLoss"),
-    ],
+    "loss": ["torch.nn.L1Loss", "torch.nn.Identity", "InfoNCELoss", "torch.nn.NLLLoss", "DISTLoss", "torch.nn.Module"],
 }
 
 
