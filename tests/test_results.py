@@ -1,10 +1,11 @@
-"""README's tables are those of the files in results/, by the command that README names."""
+"""The tables of README and docs/ are those of the files in results/, by the command that the page names."""
 
 import pandas as pd
 import pytest
 import yaml
 
 from tests.command import REPOSITORY, ndkd
+from tests.pages import PAGES, text
 
 RESULTS = sorted((REPOSITORY / "results").glob("*.csv"))
 
@@ -14,12 +15,13 @@ def test_there_are_results():
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
-def test_readme_has_the_table(file):
+def test_one_page_has_the_table(file):
     status, table, err = ndkd("table", file)
     assert status == 0, err
-    readme = (REPOSITORY / "README.md").read_text()
-    assert table.strip() in readme
-    assert f"`ndkd table results/{file.name}`" in readme
+    assert [page for page in PAGES if table.strip() in text(page)] == [
+        page for page in PAGES if f"`ndkd table results/{file.name}`" in text(page)
+    ]
+    assert sum(table.strip() in text(page) for page in PAGES) == 1
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)

@@ -10,7 +10,8 @@ from tests.command import ndkd
 from tests.pages import section, shipped
 
 # The entries of init_args that make a recipe, where a class has them.
-LOSS = ("temperature", "alpha", "beta", "gamma", "max_mid_channels")
+LOSS = ("temperature", "alpha_temperature", "alpha", "beta", "gamma", "standardize", "max_mid_channels")
+LOSS += ("mean_weight", "grid")
 OPTIMIZER = ("lr", "momentum", "betas", "nesterov", "weight_decay")
 SCHEDULER = ("milestones", "gamma", "warmup", "min_lr")
 DATA = ("batch_size", "pad", "flip", "image_size", "interpolation", "rand_augment", "erase", "mixup", "cutmix")
@@ -49,7 +50,7 @@ def read(config):
         "losses": {
             name: (
                 term["loss"]["class_path"].split(".")[-1],
-                {key: value for key, value in term["loss"].get("init_args", {}).items() if key in LOSS},
+                _options(term["loss"].get("init_args", {})),
                 term["weight"],
                 term["warmup_epochs"],
                 term["warmup_from"],
@@ -61,6 +62,10 @@ def read(config):
         "lr_scheduler": _numbers(model["lr_scheduler"], SCHEDULER),
         "data": _numbers(config["data"], DATA),
     }
+
+
+def _options(arguments):
+    return {key: value for key, value in arguments.items() if key in LOSS and value is not False}
 
 
 def _numbers(entry, keys):

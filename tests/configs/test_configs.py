@@ -34,6 +34,7 @@ STEPS = [  # all that need code of their own; test_cifar.py has the numbers of t
         "configs/cifar100/overlays/mdistiller.yaml",
     ],
     *([f"{pair}/kd++.yaml", f"{pair}/overlays/reviewkd++.yaml"] for pair in map(Path.as_posix, PAIRS)),
+    *(["configs/digits/kd++.yaml", name] for name in CONFIGS if name.startswith("configs/digits/overlays/newer/")),
 ]
 CIFAR10_TEACHER = "fit --config configs/cifar10/student.yaml --model.init_args.student.name cifar/resnet56"
 CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10/teacher"]
@@ -49,7 +50,7 @@ SMALL = ["--trainer.max_epochs=1"] + [
 
 PLACES = (
     r"[a-z0-9]+/([a-z0-9_]+/)?[a-z0-9+]+\.yaml",  # DATASET/PAIR/METHOD or, of data with one pair, DATASET/METHOD
-    r"[a-z0-9]+/([a-z0-9_]+/)?overlays/(ablation/)?[a-z0-9_.+]+\.yaml",
+    r"[a-z0-9]+/([a-z0-9_]+/)?overlays/((ablation|newer)/)?[a-z0-9_.+]+\.yaml",
     r"[a-z0-9]+/fragments/[a-z0-9_.]+\.yaml",
     r"(loggers|trainer|sweeps)/[a-z_]+\.yaml",
     r"cifar_wrn\.yaml",  # older than the folders
