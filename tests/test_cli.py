@@ -295,6 +295,18 @@ MISTAKES = {
         [*KDPP, "--model.init_args.losses.kd.loss.init_args.temperature=-1"],
         "loss kd: temperature: wanted a number above 0, got -1.0",
     ),
+    "a newer loss's option": (
+        [*KDPP, "--config", "digits/overlays/newer/nkd++.yaml", "--model.init_args.losses.nkd.loss.init_args.gamma=-1"],
+        "loss nkd: gamma: wanted a number from 0 on, got -1.0",
+    ),
+    "a grid of no cells": (
+        [*KDPP, "--config", "digits/overlays/newer/wkdf++.yaml", "--model.init_args.losses.wkdf.loss.init_args.grid=0"],
+        "loss wkdf: grid: wanted a number above 0, got 0",
+    ),
+    "a switch of a loss that is neither on nor off": (
+        [*KDPP, "--model.init_args.losses.kd.loss.init_args.standardize=often"],
+        "losses.kd.loss.init_args.standardize: wanted bool, got often",
+    ),
     "an empty block alone": (["fit", "--config", "block.yaml"], r"there is no entry modle; did you mean model\?"),
     "an empty block": ([*KDPP, "--config", "means.yaml"], r"there is no entry class_mean; did you mean class_means\?"),
     "an empty argument": (
