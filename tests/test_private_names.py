@@ -15,13 +15,6 @@ from tests.command import REPOSITORY
 USED = [
     ("cli.py", "_option_string_actions", "argparse:ArgumentParser", "the nearest of a tool's options"),
     ("callbacks/checkpoints.py", "_restarting", "lightning.pytorch.loops.loop:_Loop", "a finished epoch is over"),
-    ("callbacks/class_means.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "foreign images"),
-    (
-        "callbacks/teacher_accuracy.py",
-        "_on_before_batch_transfer",
-        "lightning.pytorch:LightningModule",
-        "a batch as validation gets it, by whoever overrides this",
-    ),
     ("commands/library_errors.py", "_dynamo", "torch", "the exceptions of torch.compile"),
     ("commands/training.py", "_instances", "tqdm:tqdm", "bars that an error leaves open"),
     ("commands/training_cli.py", "_actions", "argparse:ArgumentParser", "the options that there are"),
@@ -39,7 +32,13 @@ USED = [
         "SIGTERM is ours",
     ),
     ("data/disk_loader.py", "_iterator", "torch.utils.data:DataLoader", "whether workers are there already"),
-    ("distillation/building.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "size of foreign images"),
+    (
+        "distillation/batches.py",
+        "_on_before_batch_transfer",
+        "lightning.pytorch:LightningModule",
+        "a batch as a step gets it, by whoever overrides this",
+    ),
+    ("distillation/building.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "foreign images"),
     ("distillation/building.py", "_inductor", "torch", "options of a mode of torch.compile"),
     ("distillation/constants.py", "_apply", "torch.nn:Module", "the teacher follows to a device and a precision"),
     ("distillation/constants.py", "_trainer", "lightning.pytorch:LightningModule", "a module without a trainer"),

@@ -15,6 +15,7 @@ from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
 from ndkd.callbacks.class_sums import ClassSums, UnknownMean
 from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasClassMeanLoader, HasFingerprint
+from ndkd.distillation.building import training_loader
 from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.distillation.recordings import add_weights
 from ndkd.errors import NdkdError, shortened
@@ -118,7 +119,7 @@ class ClassMeans(L.Callback):
         if isinstance(data := _data_of(trainer), HasClassMeanLoader):
             loader = data.class_mean_dataloader(self.augment)
         else:  # foreign data: its training images as they come
-            loader = trainer.fit_loop._data_source.dataloader()
+            loader = training_loader(trainer)
         if (file := self._cache_file(module, loader)) is None:
             return self._compute(trainer, module, loader)
         if trainer.strategy.broadcast(_is_whole(file)):  # every rank looks before any rank writes

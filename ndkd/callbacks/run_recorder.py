@@ -75,6 +75,9 @@ class RunRecorder(Checkpoint):
 
     def _describe(self, module: Any, **values: Any) -> None:
         parameters = sum(parameter.numel() for parameter in module.student.model.parameters())
+        objective = getattr(module, "objective", None)
+        if objective is not None:  # numbers, where the configuration leaves them to a measurement
+            values["weights"] = {name: term.weight for name, term in objective.terms.items()}
         self.run.update_status(headline=module.headline[0], parameters=parameters, **values)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasFingerprint
-from ndkd.distillation.batches import hard
+from ndkd.distillation.batches import hard, on_device
 from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher
 from ndkd.distillation.recordings import digest_of, identity_of, is_in_a_file
 from ndkd.errors import Damaged, NdkdError
@@ -49,7 +49,7 @@ class TeacherAccuracy(Checkpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.found = None
-        if not (trainer.enable_validation and _is_of_these_classes(pl_module)):
+        if not (trainer.enable_validation and is_of_these_classes(pl_module)):
             return
         trainer.fit_loop.epoch_loop.val_loop.setup_data()  # the trainer's own preparation, which is done once
         if len(trainer.num_val_batches) != 1:  # several sets have no accuracy in common
@@ -85,11 +85,9 @@ def measure(trainer: Any, module: Any, loader: Any, batches: float) -> dict[str,
         batches: so many of them.
     """
     bar = tqdm(loader, desc="teacher", total=batches, disable=not shows_bars(trainer), leave=False, unit="batch")
-    with isolate_rng(), _as_in_validation(trainer, module):
+    with isolate_rng(), as_in_validation(trainer, module):
         for number, batch in enumerate(bar, 1):
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = module._on_before_batch_transfer(batch)
-            batch = trainer.strategy.batch_to_device(batch)
+            batch = on_device(trainer, module, batch)
             with trainer.precision_plugin.val_step_context():
                 output = module.forward_pair(batch)
                 module.update_metrics(replace(output, student=output.teacher, target=hard(output.target)))
@@ -99,7 +97,7 @@ def measure(trainer: Any, module: Any, loader: Any, batches: float) -> dict[str,
 
 
 @contextmanager
-def _as_in_validation(trainer: Any, module: Any) -> Iterator[None]:
+def as_in_validation(trainer: Any, module: Any) -> Iterator[None]:
     """All modules in evaluation mode and no gradients; the trainer says that it validates, so that no images are
     mixed."""
     stage, modes = trainer.state.stage, {part: part.training for part in module.modules()}
@@ -115,7 +113,7 @@ def _as_in_validation(trainer: Any, module: Any) -> Iterator[None]:
             part.training = mode
 
 
-def _is_of_these_classes(module: Any) -> bool:
+def is_of_these_classes(module: Any) -> bool:
     """Whether there is a teacher whose logits are those of the data's classes."""
     if module.teacher is None or not module.has_embeddings:
         return False

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ndkd.distillation.detection  # so that a config can say DetectionDistillationModule
 import ndkd.losses  # and NDLoss  # noqa: F401
+from ndkd.callbacks.auto_weights import AutoWeights
 from ndkd.callbacks.base import Waits
 from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
 from ndkd.callbacks.class_means import ClassMeans
@@ -121,9 +122,13 @@ class TrainingCLI(LightningCLI):
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_length(config.trainer)
-        if self.subcommand == "fit" and not config.trainer.fast_dev_run:  # on every rank, or the others would wait
+        if self.keeps_a_run(config.trainer):  # on every rank, or the others would wait
             self._check_run_folder(config.ckpt_path)
         config.ckpt_path = self._checkpoint_file(config.ckpt_path)
+
+    def keeps_a_run(self, trainer_options: Any) -> bool:
+        """Whether what is done goes into the run folder."""
+        return self.subcommand == "fit" and not trainer_options["fast_dev_run"]
 
     def _check_run_folder(self, resume: str | None) -> None:
         folder = self.run_folder
@@ -180,8 +185,8 @@ class TrainingCLI(LightningCLI):
         if not config["fast_dev_run"]:
             callbacks = [*callbacks, ImageCounts(self.run_folder)]
         if self.subcommand == "fit":
-            callbacks = [*callbacks, Opening(precision_is_given=config["precision"] is not None)]
-        if self.subcommand == "fit" and not config["fast_dev_run"]:
+            callbacks = [*callbacks, AutoWeights(), Opening(precision_is_given=config["precision"] is not None)]
+        if self.keeps_a_run(config):
             text, run = self.resolved(), self.run_folder
             if self.config.fit.ckpt_path and _is_rank_zero():
                 say_what_changed(run, text)

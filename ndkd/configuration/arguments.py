@@ -40,13 +40,25 @@ def with_found_configs(arguments: list[str]) -> list[str]:
 
 
 def with_whole_names(arguments: list[str]) -> list[str]:
-    """The arguments with ``--teacher_cache DIR`` as the entry that it stands for.
+    """The arguments with ``--teacher_cache DIR`` and ``--….weight.auto SHARE`` as the entries that they stand for.
 
     >>> with_whole_names(["fit", "--teacher_cache", "recorded", "--teacher_cache.top_k=5"])
     ['fit', '--teacher_cache.dir', 'recorded', '--teacher_cache.top_k=5']
+    >>> with_whole_names(["fit", "--model.init_args.losses.nd.weight.auto", "0.2"])
+    ['fit', '--model.init_args.losses.nd.weight', '{auto: 0.2}']
     """
-    short, whole = "--teacher_cache", "--teacher_cache.dir"
-    return [whole + a.removeprefix(short) if a == short or a.startswith(f"{short}=") else a for a in arguments]
+    short, whole, auto = "--teacher_cache", "--teacher_cache.dir", ".weight.auto"
+    found: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, is_joined, value = argument.partition("=")
+        if name.startswith("--") and name.endswith(auto):
+            name = name.removesuffix(".auto")
+            found.append(f"{name}={{auto: {value}}}" if is_joined else name)
+        elif before.startswith("--") and before.endswith(auto):
+            found.append(f"{{auto: {argument}}}")
+        else:
+            found.append(whole + argument.removeprefix(short) if name == short else argument)
+    return found
 
 
 def default_run_dir(arguments: list[str], seed: int) -> Path:

@@ -71,6 +71,12 @@ def labels_of(target: Any, num_classes: int) -> Tensor:
     return target.long()
 
 
+def on_device(trainer: Any, module: Any, batch: Any) -> Any:
+    """A batch of a loader as a step of the trainer gets it, in its precision and on its device."""
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
+    return trainer.strategy.batch_to_device(batch)
+
+
 def hard(target: Tensor) -> Tensor:
     """The likeliest class of soft labels, indices as they are."""
     return target.argmax(dim=1) if target.ndim == 2 else target

@@ -149,6 +149,11 @@ def class_counts(trainer: Any) -> Sequence[int] | None:
     return counts.get("train")
 
 
+def training_loader(trainer: Any) -> Any:
+    """The training images as they come, of a DataModule or of a loader that the trainer was given."""
+    return trainer.fit_loop._data_source.dataloader()
+
+
 def image_shape(trainer: Any) -> Sequence[int]:
     """(c, h, w) of the images to train on, told by the DataModule or seen in a batch.
 
@@ -157,7 +162,7 @@ def image_shape(trainer: Any) -> Sequence[int]:
     """
     shape = getattr(trainer.datamodule, "image_shape", None)
     if shape is None:
-        batch = next(iter(trainer.fit_loop._data_source.dataloader()), None)
+        batch = next(iter(training_loader(trainer)), None)
         if batch is None:
             raise NdkdError("no epoch was trained: there was no batch of training images")
         if not isinstance(batch, list | tuple):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ndkd.distillation.class_weights import ClassWeights, check_class_weights, class_weights, set_class_weights
+from ndkd.distillation.shares import check_shares, check_weight
 from ndkd.errors import NdkdError
 from ndkd.models.output import ModelOutput
 
@@ -23,7 +24,9 @@ class LossTerm:
 
     Args:
         loss: a loss of ``ndkd.losses`` or of ``torch.nn``.
-        weight: factor; a term of weight 0 is left out.
+        weight: factor; a term of weight 0 is left out. ``{"auto": 0.2}`` leaves the number to be set before the first
+            step, by ``ndkd.callbacks.AutoWeights``: the weight times the norm of the term's gradient is then this share
+            of the sum over all terms.
         warmup_epochs: the factor grows as min(1, epoch / warmup_epochs).
         inputs: names of outputs, such as ``student.logits`` or ``target``; by default ``loss.inputs``.
         warmup_from: the number of the first epoch, 0 or, as some recipes count, 1.
@@ -32,7 +35,7 @@ class LossTerm:
     """
 
     loss: nn.Module
-    weight: float = 1.0
+    weight: float | str | dict[str, float] = 1.0
     warmup_epochs: int = 0
     inputs: list[str] | None = None
     warmup_from: int = 0
@@ -42,8 +45,7 @@ class LossTerm:
         for name in ("warmup_epochs", "warmup_from"):
             if getattr(self, name) is None or getattr(self, name) < 0:
                 raise NdkdError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
-        if self.weight is None or not 0 <= self.weight < inf:
-            raise NdkdError(f"weight: wanted a number from 0 on, got {self.weight}; 0 leaves the term out")
+        check_weight(self.weight)
         if self.class_weights is not None:
             check_class_weights(self.class_weights)
         if not isinstance(self.loss, nn.Module):
@@ -53,6 +55,8 @@ class LossTerm:
 
     def factor(self, epoch: float) -> float:
         """The weight in an epoch, the first being epoch 0."""
+        if not isinstance(self.weight, int | float):
+            raise NdkdError("weight: auto is not known yet: give the trainer callbacks=[ClassMeans(), AutoWeights()]")
         if not self.warmup_epochs:
             return self.weight
         return self.weight * min(1.0, (epoch + self.warmup_from) / self.warmup_epochs)
@@ -111,6 +115,9 @@ class Objective(nn.Module):
             self.add_module(name, term.loss)
         if not self.terms:
             raise NdkdError("no loss has a weight other than 0; give at least one term under losses")
+        # what of the pull at the student is asked of a term, where its weight is yet to be found
+        self.shares = {n: term.weight["auto"] for n, term in self.terms.items() if isinstance(term.weight, dict)}
+        check_shares(self.shares, self.terms)
         self.is_weighted = all(term.class_weights is None for term in self.terms.values())
         if not any(source.startswith("student.") for source in self.inputs):
             raise NdkdError("no loss reads anything of the student, such as student.logits; it could not learn")
@@ -178,19 +185,25 @@ class Objective(nn.Module):
             check_inputs(name, term, output)
             raise
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Give terms, by name, the weights that were found for their shares."""
+        for name, weight in weights.items():
+            self.terms[name].weight = weight
+
     def __str__(self) -> str:
-        return " + ".join(f"{term.weight:g}·{name}{_remarks(term)}" for name, term in self.terms.items())
+        return " + ".join(_described(name, term, self.shares.get(name)) for name, term in self.terms.items())
 
 
-def _remarks(term: LossTerm) -> str:
-    remarks = []
+def _described(name: str, term: LossTerm, share: float | None) -> str:
+    weight = "auto" if isinstance(term.weight, dict) else f"{term.weight:g}"
+    remarks = [] if share is None else [f"share {share:g}"]
     if term.warmup_epochs:
         remarks.append(f"warm-up {term.warmup_epochs} epoch{'s' if term.warmup_epochs > 1 else ''}")
     if term.class_weights is not None:
         weight = getattr(term.loss, "weight", None)
         known = f" {weight.min():.3g} to {weight.max():.3g}" if isinstance(weight, Tensor) else ""  # once it is built
         remarks.append(f"class weights{known}")
-    return f" ({', '.join(remarks)})" if remarks else ""
+    return f"{weight}·{name} ({', '.join(remarks)})" if remarks else f"{weight}·{name}"
 
 
 def asks_for_teacher(inputs: Iterable[str]) -> bool:
