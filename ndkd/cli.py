@@ -28,6 +28,7 @@ from ndkd.stopping import end_with_parent, stop, stoppable
 
 COMMANDS = {
     "fit": "train a student with a teacher, or a model by itself, then test it",
+    "diagnose": "look at teacher, labels and loss terms before a training",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images, or for new photos, as CSV",
@@ -108,6 +109,8 @@ def run_training(command: str, arguments: list[str]) -> int:
       --print_config                          print the resolved configuration and stop
       --images PATH                           only for predict, with --ckpt_path FILE: classify new photos, in a
                                               folder or one file; see ndkd predict --images --help
+      --samples N, --share TERM=FRACTION …    only for diagnose: images of each split (default 2000); find the weights
+      --out DIR                               that give terms these shares; folder for the page
 
     Every entry of a configuration is also an option, for example:
       --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
@@ -128,9 +131,12 @@ def run_training(command: str, arguments: list[str]) -> int:
     for option in arguments:
         if option not in configs:
             check_option(option)
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    if command == "diagnose":
+        return importlib.import_module("ndkd.commands.diagnose").diagnose(arguments[1:])
     from ndkd.commands.training import run_command
 
-    return run_command(["--help" if argument == "--help-all" else argument for argument in arguments])
+    return run_command(arguments)
 
 
 def _nearest(name: str, known: Iterable[str], command: str) -> str:

@@ -84,13 +84,20 @@ def check_one_task(run: "ShownRun", baseline: "ShownRun") -> None:
             )
 
 
-def check_place(out: Path) -> None:
-    """Raise ``NdkdError`` if the folder cannot be made, or holds something that is no report of ours."""
+def check_place(out: Path, mark: str = MARK, endings: tuple[str, ...] = (".png",)) -> None:
+    """Raise ``NdkdError`` if the folder cannot be made, or holds something that is no page of ours.
+
+    Args:
+        out: the folder.
+        mark: in the page, by which it is told from others.
+        endings: of the files beside it.
+    """
     check_folder(out.parent, "--out DIR")
     page, files = out / "index.html", list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
-    is_ours = page in files and MARK in page.read_text(errors="replace")
-    if other := [file.name for file in files if not (is_ours and (file == page or file.suffix == ".png"))]:
-        raise NdkdError(f"{out} holds what is no report: {shortened(other)}; choose another folder with --out DIR")
+    is_ours = page in files and mark in page.read_text(errors="replace")
+    if other := [file.name for file in files if not (is_ours and (file == page or file.suffix in endings))]:
+        what = "report" if mark == MARK else "diagnosis"
+        raise NdkdError(f"{out} holds what is no {what}: {shortened(other)}; choose another folder with --out DIR")
 
 
 class ShownRun:

@@ -1,6 +1,6 @@
 """fit, validate, test and predict."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,13 @@ from ndkd.commands.training_cli import TrainingCLI
 
 
 @in_one_line()
-def run_command(arguments: list[str]) -> int:
-    """Run one of the four commands; the exit status."""
+def run_command(arguments: list[str], cli: Callable[[list[str]], TrainingCLI] = TrainingCLI) -> int:
+    """Run one of the four commands; the exit status.
+
+    Args:
+        arguments: the command and its options.
+        cli: what reads and runs them.
+    """
     quiet()
     if (page := class_help.asked_for(arguments)) is not None:
         print(page)
@@ -24,7 +29,7 @@ def run_command(arguments: list[str]) -> int:
     keep_freed_memory()
     try:
         with in_our_words(arguments), _closed_bars():
-            TrainingCLI(arguments)
+            cli(arguments)
     except SystemExit as exit:  # after the parser's help
         return int(exit.code or 0)
     return 0

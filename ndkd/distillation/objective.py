@@ -195,7 +195,7 @@ class Objective(nn.Module):
 
 
 def _described(name: str, term: LossTerm, share: float | None) -> str:
-    weight = "auto" if isinstance(term.weight, dict) else f"{term.weight:g}"
+    factor = "auto" if isinstance(term.weight, dict) else f"{term.weight:g}"
     remarks = [] if share is None else [f"share {share:g}"]
     if term.warmup_epochs:
         remarks.append(f"warm-up {term.warmup_epochs} epoch{'s' if term.warmup_epochs > 1 else ''}")
@@ -203,7 +203,7 @@ def _described(name: str, term: LossTerm, share: float | None) -> str:
         weight = getattr(term.loss, "weight", None)
         known = f" {weight.min():.3g} to {weight.max():.3g}" if isinstance(weight, Tensor) else ""  # once it is built
         remarks.append(f"class weights{known}")
-    return f"{weight}·{name} ({', '.join(remarks)})" if remarks else f"{weight}·{name}"
+    return f"{factor}·{name} ({', '.join(remarks)})" if remarks else f"{factor}·{name}"
 
 
 def asks_for_teacher(inputs: Iterable[str]) -> bool:

@@ -94,7 +94,8 @@ def _batches(trainer: Any, module: Any) -> Iterator[Any]:
     """Training images as a training gets them, epoch after epoch."""
     loader = training_loader(trainer)
     for epoch in count():
-        if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
+        sampler: Any = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         empty = True
         for batch in loader:

@@ -78,13 +78,15 @@ def weights_for(
         >>> weights_for({"nd": 0.2}, {"ce": 1, "kd": 1}, {"ce": 3.0, "kd": 1.0, "nd": 0.25})
         {'nd': 4.0}
     """
+    if not shares:
+        return {}
     for name, norm in norms.items():
         if not isfinite(norm):
             raise NdkdError(f"share: the gradient of {name} is not finite; lower the learning rate or correct the term")
         if name in shares and norm == 0:
             raise NdkdError(f"share: {name} has no gradient on the student, and no weight gives it a share; drop it")
     rest = sum(weights[name] * norm for name, norm in norms.items() if name not in shares)
-    if shares and not rest:
+    if not rest:
         raise NdkdError("share: the terms without a share have no gradient on the student; give one of them a weight")
     total = rest / (1 - sum(shares.values()))
     # as many digits as are printed: who copies the number repeats the run
