@@ -234,12 +234,8 @@ def warnings_of(d: Diagnosis, reported: float | None) -> list[str]:
         first = " and ".join(twins[0][:2])
         n = len(twins)
         found.append(f"{n} image{'s have' if n > 1 else ' has'} different labels in several copies, such as {first}")
-    for a, b, angle in d.embeddings.coinciding[:3]:
-        found.append(
-            f"the class means of {a} and {b} nearly coincide, {angle:.1f}° apart: the teacher hardly tells them"
-        )
-    if (more := len(d.embeddings.coinciding) - 3) > 0:
-        found.append(f"so do those of {more} more pairs of classes")
+    if close := [f"{a} and {b} ({angle:.1f}°)" for a, b, angle in d.embeddings.coinciding]:
+        found.append(f"class means nearly coincide, the teacher hardly tells these apart: {shortened(close)}")
     for name, later in d.terms.later.items():
         if later.norm != later.norm or later.norm == float("inf"):
             found.append(f"after {d.terms.steps} steps the gradient of {name} is not finite; lower the learning rate")

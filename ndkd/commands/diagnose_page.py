@@ -70,7 +70,8 @@ def figures(diagnosis: Any) -> Iterator[tuple[str, Figure]]:
 def _between(found: Any) -> Figure:
     figure = Figure(figsize=(6, 3.6))
     axes = figure.add_subplot(xlabel="angle between two class means (°)", ylabel="pairs of classes")
-    axes.hist(found.between.numpy(), bins=np.linspace(0, max(90.0, found.between.max().item()), 46), color=COLOURS[1])
+    bins: Any = np.linspace(0, max(90.0, found.between.max().item()), 46)
+    axes.hist(found.between.numpy(), bins=bins, color=COLOURS[1])
     axes.axvline(found.limit, color=COLOURS[2], linestyle="--", label="nearly the same below")
     figure.legend(loc="outside upper left")
     return figure

@@ -89,9 +89,11 @@ def sample(trainer: Any, module: Any, split: str, most: int, shows_bar: bool) ->
                 break
     if not rows:
         raise NdkdError(f"there is no {split} image to look at")
-    target, logits, *embeddings = (torch.cat(parts)[:most].clone() for parts in zip(*rows, strict=True))
+    parts = (torch.cat(parts)[:most].clone() for parts in zip(*rows, strict=True))
+    target, logits, teacher, student, projected = parts
     names = _names(loader, order, split, len(target))
-    return Sample(target, logits if knows_classes else None, *embeddings, digests[:most], names, is_plain)
+    known = logits if knows_classes else None
+    return Sample(target, known, teacher, student, projected, digests[:most], names, is_plain)
 
 
 def class_means(seen: Sample, names: list[str], num_classes: int) -> tuple[Tensor, list[str]]:

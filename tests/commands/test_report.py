@@ -118,7 +118,10 @@ def test_a_comparison_says_what_was_found_and_needs_no_other_file(make_run, tmp_
     base = make_run("base", accuracy=0.6, class_names=["<i>cat</i>", "dog", "$e$", "_hen"])
     names = ["<i>cat</i>", "dog", "$e$", "_hen"]
     teacher = {"val/acc1": 0.7625, "digest": "a"}
-    taught = make_run("kd$1$", accuracy=0.725, seed=1, kinds=TAUGHT, class_names=names, teacher=teacher)
+    weights = {"ce": 1.0, "nd": 24.4}
+    taught = make_run(
+        "kd$1$", accuracy=0.725, seed=1, kinds=TAUGHT, class_names=names, teacher=teacher, weights=weights
+    )
     failed = make_run("failed", 2, seed=2, results=False, state="failed", error="<b>boom</b>")
     status, out, err = ndkd("report", base.path, taught.path, failed.path)
     folder = tmp_path / "report"
@@ -137,6 +140,7 @@ def test_a_comparison_says_what_was_found_and_needs_no_other_file(make_run, tmp_
     assert "1:02:03" in page.text
     assert "76.25 % validation" in page.text
     assert "01234567" in page.text
+    assert "Weights of the loss terms: kd$1$ ce 1, nd 24.4." in page.text
     assert "78,042" in page.text
 
 
