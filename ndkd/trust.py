@@ -28,7 +28,7 @@ PACKAGES += ["lightning.pytorch", "ndkd"]
 # that it is given
 LIGHTNING = {"EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor", "Timer", "GradientAccumulationScheduler"}
 LIGHTNING |= {"TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary", "ReduceLROnPlateau"}
-LIGHTNING |= {"EMAWeightAveraging", "Freezing"}
+LIGHTNING |= {"EMAWeightAveraging", "Freezing", "TermGradients"}
 LIGHTNING |= {"SingleDeviceStrategy", "DDPStrategy"}
 LIGHTNING |= {"LightningEnvironment", "SLURMEnvironment", "TorchElasticEnvironment"}
 # where a class is named without its module
@@ -128,6 +128,10 @@ class Trust:
             loss = term.pop("loss", None)
             self._check_class(loss, f"{where}.losses.{name}.loss")
             self._check_arguments(loss, f"{where}.losses.{name}.loss")
+            if isinstance(weight := term.get("weight"), dict):  # {auto: SHARE}
+                _check_plain(weight, f"{where}.losses.{name}.weight")
+                _only({"auto"}, weight, f"{where}.losses.{name}.weight")
+                del term["weight"]
             _check_plain(term, f"{where}.losses.{name}")
         return _check_plain(arguments, where)
 

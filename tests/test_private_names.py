@@ -15,6 +15,7 @@ from tests.command import REPOSITORY
 USED = [
     ("cli.py", "_option_string_actions", "argparse:ArgumentParser", "the nearest of a tool's options"),
     ("callbacks/checkpoints.py", "_restarting", "lightning.pytorch.loops.loop:_Loop", "a finished epoch is over"),
+    ("commands/diagnose.py", "_instantiate_trainer", "lightning.pytorch.cli:LightningCLI", "callbacks of a look"),
     ("commands/library_errors.py", "_dynamo", "torch", "the exceptions of torch.compile"),
     ("commands/training.py", "_instances", "tqdm:tqdm", "bars that an error leaves open"),
     ("commands/training_cli.py", "_actions", "argparse:ArgumentParser", "the options that there are"),

@@ -346,6 +346,7 @@ def test_what_a_shipped_configuration_leaves_in_a_run_folder_is_trusted(name, wo
         "lightning.pytorch.callbacks.EMAWeightAveraging": True,
         "lightning.pytorch.callbacks.WeightAveraging": False,
         "ndkd.callbacks.Freezing": True,
+        "ndkd.callbacks.TermGradients": True,
         "ndkd.callbacks.RunRecorder": False,
         "lightning.pytorch.strategies.DDPStrategy": True,
         "torchvision.models:resnet18": True,

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ndkd.callbacks import RunRecorder, TeacherCache, TermGradients, checkpoint_callbacks
 from ndkd.models import ModelConfig
 from ndkd.runs import Run
-from tests.command import refusal
+from tests.command import SHORT, ndkd, refusal
 from tests.distillation.watching import assert_equal, copied
 from tests.tiny_data import TAPS
 
@@ -97,3 +97,18 @@ def test_a_compiled_student_is_left_alone(fit, make_module, terms, capsys, monke
 
 def test_an_interval_that_is_none():
     assert refusal(TermGradients, 0) == "TermGradients: every_n_steps: wanted at least 1, got 0"
+
+
+def test_a_configuration_can_ask_for_it_and_its_run_is_tested_later(workplace):
+    callback = "[{class_path: TermGradients, init_args: {every_n_steps: 2}}]"
+    weight = "--model.init_args.losses.nd.weight.auto=0.2"
+    given = "--trainer.callbacks", callback, weight, *SHORT, "--trainer.max_epochs=1", "--run_dir", "runs/gradients"
+    status, _, err = ndkd("fit", "--config", "configs/digits/kd++.yaml", *given)
+    assert status == 0, err
+    run = Run("runs/gradients")
+    assert {name for name, value in run.metrics()[0].items() if value} >= NAMES
+    status, _, err = ndkd("test", "--ckpt_path", run.checkpoint("last"))
+    assert status == 0, err
+    status, out, err = ndkd("fit", "--config", run.config, "--trainer.max_epochs=2", "--ckpt_path", "last")
+    assert status == 0, err
+    assert f"{run.status()['weights']['nd']:g}·nd (share 0.2)" in out
