@@ -41,7 +41,7 @@ def main() -> None:
         assert ndkd(["fit", "--config", "digits/kd++.yaml", *data, *options]) == 0
     measured, plain = (statistics.median(SECONDS[kind][10:]) for kind in (True, False))
     every = inspect.signature(TermGradients).parameters["every_n_steps"].default
-    print(f"a step: {1e3 * plain:.1f} ms, a measured one: {1e3 * measured:.1f} ms, {measured / plain:.2f} times as long")
+    print(f"a step: {1e3 * plain:.1f} ms, a measured one: {1e3 * measured:.1f} ms, {measured / plain:.2f} times that")
     print(f"at one step in {every}: {(measured / plain - 1) / every:.2%} of the time")
 
 
