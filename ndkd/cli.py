@@ -109,8 +109,7 @@ def run_training(command: str, arguments: list[str]) -> int:
       --print_config                          print the resolved configuration and stop
       --images PATH                           only for predict, with --ckpt_path FILE: classify new photos, in a
                                               folder or one file; see ndkd predict --images --help
-      --samples N, --share TERM=FRACTION …    only for diagnose: images of each split (default 2000); find the weights
-      --out DIR                               that give terms these shares; folder for the page
+      --samples N, --share TERM=FRACTION …, --out DIR     only for diagnose; see docs/diagnose.md
 
     Every entry of a configuration is also an option, for example:
       --trainer.max_epochs N                  --trainer.accelerator cpu|gpu       --trainer.devices N
@@ -235,12 +234,7 @@ def add_export(add: Callable[..., Any]) -> None:
 
 
 def add_cache(add: Callable[..., Any]) -> None:
-    add(
-        "folder",
-        type=Path,
-        metavar="DIR",
-        help="the folder given to --teacher_cache; ndkd compare has it in OUT/teacher_cache",
-    )
+    add("folder", type=Path, metavar="DIR", help="given to --teacher_cache; ndkd compare has it in OUT/teacher_cache")
     add("--older-than", type=float, metavar="DAYS", help="only recordings that nothing was added to for this long")
     add("--teacher", metavar="TEXT", help="only of teachers with this text in their name or checkpoint")
     add("--delete", action="store_true", help="delete the recordings instead of listing them")

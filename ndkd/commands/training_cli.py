@@ -122,12 +122,11 @@ class TrainingCLI(LightningCLI):
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_length(config.trainer)
-        if self.keeps_a_run(config.trainer):  # on every rank, or the others would wait
-            self._check_run_folder(config.ckpt_path)
+        if self.keeps_a_run(config.trainer):
+            self._check_run_folder(config.ckpt_path)  # on every rank, or the others would wait
         config.ckpt_path = self._checkpoint_file(config.ckpt_path)
 
-    def keeps_a_run(self, trainer_options: Any) -> bool:
-        """Whether what is done goes into the run folder."""
+    def keeps_a_run(self, trainer_options: Any) -> bool:  # whether what is done goes into the run folder
         return self.subcommand == "fit" and not trainer_options["fast_dev_run"]
 
     def _check_run_folder(self, resume: str | None) -> None:
@@ -182,7 +181,7 @@ class TrainingCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         lines = [EpochLines()] if wants_lines(config) else []
-        if not config["fast_dev_run"]:
+        if not config["fast_dev_run"] and (self.subcommand != "fit" or self.keeps_a_run(config)):
             callbacks = [*callbacks, ImageCounts(self.run_folder)]
         if self.subcommand == "fit":
             callbacks = [*callbacks, AutoWeights(), Opening(precision_is_given=config["precision"] is not None)]
@@ -297,6 +296,5 @@ class TrainingCLI(LightningCLI):
             print(f"predictions: {self.run_folder.write_predictions(rows)} ({len(rows)} images)")
 
 
-def _is_rank_zero() -> bool:
-    """Before there is a trainer that knows."""
+def _is_rank_zero() -> bool:  # before there is a trainer that knows
     return getattr(rank_zero_only, "rank", 0) == 0
