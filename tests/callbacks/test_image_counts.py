@@ -17,7 +17,8 @@ def test_images_are_added_after_the_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     write_class_folders(Path(), {"photos": 10}, ("a", "b", "c"), (16, 16))
-    data = "{class_path: ImageFolderDataModule, init_args: {root: photos, image_size: 16, num_workers: 0, batch_size: 8}}"
+    options = "{root: photos, image_size: 16, num_workers: 0, batch_size: 8}"
+    data = f"{{class_path: ImageFolderDataModule, init_args: {options}}}"
     Path("own.yaml").write_text(configuration(1, data))
     trust = ["--trust", "tests"]
     status, out, err = ndkd("fit", "--config", "own.yaml", "--run_dir", "run")
