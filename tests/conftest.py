@@ -48,6 +48,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def same_words_on_every_cpu():
+    """What a fit says of bfloat16 depends on the hardware."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ndkd.callbacks.opening.computes_in_bfloat16", lambda device: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def teacher_checkpoint(tmp_path_factory):
     """Random weights of cifar/resnet8 for 10 classes."""

@@ -45,12 +45,13 @@ def test_help_answers_at_once_in_a_fresh_process(arguments):
 def test_help_names_every_command_and_only_options_that_exist(workplace):
     _, listed, _ = ndkd("--help")
     assert all(f"\n  {command} " in listed for command in COMMANDS)
-    own = {"compare", "table", "report", "export", "cache", "configs"}
+    own = {"compare", "table", "report", "export", "cache", "configs", "diagnose"}
     assert COMMANDS.keys() == {"fit", "validate", "test", "predict", *own}
     _, page, _ = ndkd("fit", "--help")
     _, everything, _ = ndkd("fit", "--help-all")
     _, module, _ = ndkd("fit", "--model.help", "DistillationModule")
-    for option in set(re.findall(r"--([\w.]+)", page)) - {"help", "model.help", "OPTION", "trust", "images"}:
+    own_options = {"images", "samples", "share", "out"}  # of predict and diagnose
+    for option in set(re.findall(r"--([\w.]+)", page)) - {"help", "model.help", "OPTION", "trust", *own_options}:
         if option.startswith("model.init_args"):
             assert f"\n  {option.split('.')[2]} " in module, option
         elif not option.startswith("data.init_args"):
@@ -357,6 +358,30 @@ MISTAKES = {
         [*KDPP, "--model.init_args.lr_scheduler=StepLP"],
         "model.lr_scheduler: there is no class StepLP; did you mean StepLR",
     ),
+    "two schedulers of one name": (
+        [*KDPP, "--model.init_args.lr_scheduler=ReduceLROnPlateau"],
+        "model.lr_scheduler: several classes are called ReduceLROnPlateau: .*; write lightning.pytorch.cli.ReduceLR",
+    ),
+    "weights that are no numbers": (
+        [*KDPP, "--model.init_args.losses.ce.class_weights=[1, a]"],
+        r"class_weights: wanted balanced or float, got \[1, 'a'\]",
+    ),
+    "a callback's wrong option": (
+        [*KDPP, "--trainer.callbacks={class_path: ndkd.callbacks.Freezing, init_args: {freeze: conv1}}"],
+        "trainer.callbacks.freeze: wanted a list, got conv1",
+    ),
+    "an option that a callback refuses": (
+        [*KDPP, "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 2}}]"],
+        "Invalid decay value 2.0 provided",
+    ),
+    "an entry one block too high": (
+        [*KDPP, "--config", "optimizer.yaml"],
+        r"there is no entry optimizer.class_path; did you mean model.init_args.optimizer\?",
+    ),
+    "data without its folder": (
+        ["fit", "--config", "digits/student.yaml", "--data", "InMemoryImageFolderDataModule"],
+        "data: root is missing; set data.init_args.root",
+    ),
     "beginning of an option": (
         [*KDPP, "--trainer.max_epoch=3"],
         "there is no option --trainer.max_epoch; did you mean --tr",
@@ -440,6 +465,7 @@ def test_mistake_is_one_line_that_says_what_to_do(mistake, workplace, request):
     Path("unknown.yaml").write_text("modle: {a: 1}")
     Path("block.yaml").write_text("modle: {}")
     Path("means.yaml").write_text("class_mean:")
+    Path("optimizer.yaml").write_text("optimizer: {class_path: torch.optim.SGD}")
     Path("studnet.yaml").write_text("model: {init_args: {studnet: {}}}")
     Path("trainer.yaml").write_text("trainer: {max_epochs: 1}")
     Path("empty.yaml").touch()

@@ -15,8 +15,10 @@ from torchvision.transforms import v2
 
 import ndkd.losses
 from ndkd.callbacks.class_means import ClassMeans
+from ndkd.callbacks.teacher_cache import TeacherCache
 from ndkd.configuration.parser_errors import failed_term, one_line, parameters_of
 from ndkd.data.from_config import DATA_MODULES
+from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.stopping import Stopped, stop
 
@@ -97,6 +99,7 @@ def known_entries() -> dict[str, list[str]]:
     """Names to suggest, by the block of a configuration whose entries they are, ``""`` for the blocks themselves."""
     options = ["config", "ckpt_path", "run_dir", "seed_everything", "print_config", "trust", "images", "verbose"]
     blocks = {"trainer": lightning.pytorch.Trainer, "class_means": ClassMeans}
+    blocks |= {"teacher_cache": TeacherCache, "model.init_args": DistillationModule}
     return {"": [*options, "model", "data"], **{name: parameters_of(kind) for name, kind in blocks.items()}}
 
 

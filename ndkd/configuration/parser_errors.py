@@ -42,12 +42,27 @@ def one_line(
         return f"loss {term}: {own[-1]}" if term else own[-1]
     if (said := _of_options(message, entries, words)) is not None:
         return said
+    message = _without_other_kinds(message)
     where = _place(message)
     lead = f"{where}: " if where else f"loss {term}: " if term else "losses: " if "LossTerm" in message else ""
     for find in (_no_class, _no_entry, _no_value):
         if (said := find(message, where, classes)) is not None:
             return f"{lead}{said}"
     return f"{lead}{_innermost(message)}"
+
+
+def _without_other_kinds(message: str) -> str:
+    """Without "Not a valid subclass", the parser's word on a list of objects, where it tells what is wrong with one."""
+    lines = message.splitlines()
+    start = next((k for k, line in enumerate(lines) if "- Not a valid subclass of" in line), None)
+    if start is None:
+        return message
+    indent = lines[start].index("-")
+    beside = [line for line in lines if line.startswith(f"{' ' * indent}- ") and line != lines[start]]
+    if not [line for line in beside if "Expected a <class 'NoneType'>" not in line]:
+        return message
+    end = next((k for k, line in enumerate(lines[start + 1 :], start + 1) if line[: indent + 1].strip()), len(lines))
+    return "\n".join(lines[:start] + lines[end:])
 
 
 def failed_term(message: str) -> str | None:
@@ -63,6 +78,9 @@ def _of_options(message: str, entries: Mapping[str, Sequence[str]], words: Seque
     if unknown := re.search(r"does not accept option '([^']+)'", message):
         block, _, name = unknown[1].partition(".")
         word, known = (name, entries[block]) if block in entries else (block, [*entries.get("", ()), *entries])
+        if block in entries.get("model.init_args", ()):
+            return f"there is no entry {unknown[1]}; did you mean model.init_args.{block}?"
+        known = [each for each in known if each and "." not in each]
         return f"there is no entry {unknown[1]}; {_did_you_mean(word, known)}"
     if unrecognized := re.search(r"nrecognized arguments:\s+(.+)", message):
         word = unrecognized[1].split()[0]
@@ -95,6 +113,10 @@ def _place(message: str) -> str:
         terms = {*re.findall(of_it, message)}
         if len(terms) == 1:
             return where.replace("model.losses.", f"model.losses.{terms.pop()}.", 1)
+    if option := re.fullmatch(r"model\.losses\.(\w+)", where):
+        terms = {*re.findall(rf"'([^']+)': \{{[^{{}}]*'{option[1]}': ", message)}
+        if len(terms) == 1:
+            return f"model.losses.{terms.pop()}.{option[1]}"
     return where
 
 
@@ -128,6 +150,8 @@ def _no_class(message: str, where: str, classes: Mapping[str, Sequence[str]]) ->
         loaded = vars(sys.modules.get(lacking[1], object)) if lacking[1] in sys.modules else {}
         own = [other for other, value in loaded.items() if isinstance(value, type)]
         near = [f"{lacking[1]}.{other}" for other in _near(lacking[2], own)]
+        if known and not any(other in loaded for other in known):  # one's own module
+            known = [other for other in own if loaded[other].__module__ == lacking[1]] or known
         hint = f"did you mean {', '.join(near)}?" if near else suggestion(lacking[2], list(known))
         return f"there is no class {name}; {hint}"
     if re.search(r"Expected a dot import path string|has no attribute '\w+'\. Got value", message):
@@ -150,18 +174,24 @@ def _no_entry(message: str, where: str, classes: Mapping[str, Sequence[str]]) ->
         known = [each for each in parameters_of(_loaded(owners[-1])) if each not in given_by_us] if owners else []
         return f"there is no entry {name}; {_did_you_mean(name.partition('.')[0], known)}"
     if missing := re.search(r"arguments are required: (.+)", message):
-        return f"{missing[1]} is missing; set {where}.{missing[1]}"
+        block, _, rest = f"{where}.{missing[1]}".partition(".")
+        wanted = f"{block}.init_args.{rest}" if block in ("model", "data") else f"{where}.{missing[1]}"
+        return f"{missing[1]} is missing; set {wanted}"
     return None
 
 
 def _no_value(message: str, where: str, classes: Mapping[str, Sequence[str]]) -> str | None:
     """A value of another type than is wanted."""
     given = re.findall(r"(?:Given value|Got value): (.+)", message)
-    choices = re.findall(r"Expected a typing\.Literal\[(.+)\](?:\. Got value: (.+))?", message)
+    wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]
+    wanted = [{"collections.abc.Sequence": "a list", "list": "a list"}.get(kind, kind) for kind in wanted]
+    choices = re.findall(r"Expected a typing\.Literal\[([^\]]+)\](?:\. Got value: (.+))?", message)
     if choices:
         values = dict.fromkeys(value.strip("'") for found, _ in choices for value in found.split(", "))
-        return f"wanted one of {', '.join(values)}, got {choices[0][1] or (given or ['something else'])[0]}"
-    wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]
+        found = choices[0][1] or (given or ["something else"])[0]
+        if wanted:
+            return f"wanted {' or '.join([*values, *dict.fromkeys(wanted)])}, got {found}"
+        return f"wanted one of {', '.join(values)}, got {found}"
     if (object_of := re.search(r"Not a valid subclass of (\w+)", message)) and given:
         if object_of[1] == "Tensor":
             hint = "YAML has no tensors: write a class of your own that makes one of a list"
@@ -177,7 +207,11 @@ def _innermost(message: str) -> str:
     lines = [line for line in message.splitlines() if line.strip() and not NOISE.match(line.strip())]
     depths = [len(line) - len(line.lstrip(" -")) for line in lines]
     causes = [line.strip(" -") for line, depth in zip(lines, depths, strict=True) if depth == max(depths)]
-    return "; ".join(dict.fromkeys(causes)) or " ".join(message.split())
+    said = "; ".join(dict.fromkeys(causes)) or " ".join(message.split())
+    if several := re.search(r"Multiple subclasses with name (\w+)\. Give the full .*ambiguity: (.+)\.", said):
+        which = [name for name in several[2].split(", ") if name.startswith("lightning.")] or ["one of them in full"]
+        return f"several classes are called {several[1]}: {several[2]}; write {which[0]}"
+    return said
 
 
 def _near(name: str, known: Sequence[str]) -> list[str]:

@@ -92,8 +92,10 @@ def find_images(root: Path, labels: Path | None = None, skip_empty: bool = False
     _check_same_classes(root, {folders[name].name: names for name, (names, _) in read.items()})
     layout = ", ".join(f"{folder.name}/" for folder in folders.values())
     used = [folder.name for folder in folders.values()]
-    beside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if others := [name for name in beside if name not in used]:
+    folders_there = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if others := [name for name in folders_there if name not in used]:
         layout += f"; folders beside them that are not used: {shortened(others)}"
     return Found(tuple(read["train"][0]), {name: files for name, (_, files) in read.items()}, layout, skipped)
 

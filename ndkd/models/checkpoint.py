@@ -56,6 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # damaged bytes raise errors of many kinds
         why = f"{type(error).__name__} {error}".splitlines()[0] if path.stat().st_size else "it is empty"
+        why = "torch.save did not write it" if isinstance(error, KeyError) else why  # of a text, for example
         raise NdkdError(f"checkpoint {path} is damaged, or not a checkpoint: {why}") from error
     if wrong:
         raise NdkdError(f"checkpoint {path} is damaged: {wrong} has other bytes than were written; {TAKE_ANOTHER}")
