@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ndkd.commands.compare_options import add_compare
 from ndkd.configuration.arguments import values_of
 from ndkd.configuration.overlays import CONFIG
 from ndkd.errors import NdkdError, plain_words, suggestion
@@ -148,44 +149,6 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise NdkdError(f"{message}; see {self.prog} --help")
-
-
-def add_compare(add: Callable[..., Any]) -> None:
-    add(
-        "configs",
-        nargs="+",
-        metavar="CONFIG",
-        help="a file, or a name that ndkd configs lists; A.yaml,B.yaml is A with the changes in B",
-    )
-    add("--teacher", metavar="CONFIG", help="of the teacher; trained first, unless that has been done")
-    add(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0],
-        metavar="N",
-        help="train every configuration with each of these seeds (default 0)",
-    )
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the runs, and for results.csv, .md and .png")
-    add(
-        "--control",
-        metavar="TERM",
-        help="also train every configuration with this loss term at weight 0, for example nd",
-    )
-    add(
-        "--sweep",
-        nargs="+",
-        default=[],
-        metavar=("TERM", "WEIGHT"),
-        help="train every configuration that has this loss term with each of these weights",
-    )
-    add("--jobs", type=int, default=1, metavar="N", help="number of runs at the same time (default 1)")
-    add(
-        "--no-teacher-cache",
-        action="store_true",
-        help="do not share the teacher's recorded outputs among the runs; see docs/runs.md",
-    )
-    add("--print-commands", action="store_true", help="print the commands of the runs without running them")
 
 
 def add_table(add: Callable[..., Any]) -> None:

@@ -14,7 +14,9 @@ import yaml
 from ndkd.commands.compare_figures import pictures
 from ndkd.commands.compare_jobs import Fit, run_fits
 from ndkd.commands.compare_plan import plan, read_sweep, teacher_fit, teacher_of, what_differs
+from ndkd.commands.compare_rounds import Round, check_comparisons, rounds, schedule, shown
 from ndkd.commands.compare_tables import as_table, write_tables
+from ndkd.commands.compare_verdicts import Rule
 from ndkd.commands.table import read_results
 from ndkd.commands.teacher_means import write_teacher_means
 from ndkd.configuration.checks import check_option
@@ -29,12 +31,16 @@ def compare(
     configs: list[str],
     out: Path,
     teacher: str | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     control: str | None = None,
     sweep: Sequence[str] = (),
     jobs: int = 1,
     no_teacher_cache: bool = False,
     print_commands: bool = False,
+    until: str | None = None,
+    margin: float | None = None,
+    max_seeds: int | None = None,
+    error_rate: float | None = None,
     fit_options: Sequence[str] = (),
 ) -> int:
     """Train what is not trained yet, and write ``results.csv``, ``results.md`` and the pictures.
@@ -47,12 +53,16 @@ def compare(
         configs: configurations, the first is what the others are compared with; ``A.yaml,B.yaml`` is A with B over it.
         out: folder for the runs, ``NAME-seedN``, their logs and the results.
         teacher: configuration of the teacher, trained first into its own run folder unless it is there.
-        seeds: each configuration is trained with each of them.
+        seeds: each configuration is trained with each of them; by default 0, with ``until`` 0, 1 and 2.
         control: name of a loss term; each configuration that has it is also trained with its weight at 0.
         sweep: name of a loss term and weights; each configuration that has it is trained with each of them.
         jobs: number of runs at once.
         no_teacher_cache: do not record what the teacher says, for the other runs of the seed, in ``out/teacher_cache``.
         print_commands: print the commands of all runs that are left to do, and do nothing.
+        until: ``decided``: further seeds follow, one after another, while a difference is not decided.
+        margin: in points, what a difference must exceed to matter; by default 0.3.
+        max_seeds: the number of seeds at which this ends at the latest; by default 30.
+        error_rate: the probability that any of the verdicts is wrong; by default 0.05.
         fit_options: further options of every run but the teacher's.
 
     Returns:
@@ -62,25 +72,24 @@ def compare(
         NdkdError: a mistake that can be seen before the first run begins, or a teacher that fails.
     """
     command = shlex.join(["ndkd", *sys.argv[1:]])
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise NdkdError(f"seeds: wanted different numbers from 0 on, got {' '.join(map(str, seeds))}")
-    if jobs < 1:
-        raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
-    check_folder(out, "--out DIR")
-    for option in fit_options:
-        check_option(option)
+    chosen = schedule(seeds, until, margin, max_seeds, error_rate)
+    _check(jobs, out, fit_options)
     first = teacher_fit(teacher) if teacher else None
-    fits = plan(configs, seeds, out, control, read_sweep(sweep) if sweep else None, fit_options, first)
+    swept = read_sweep(sweep) if sweep else None
+    fits = plan(configs, [*chosen.start, *chosen.later], out, control, swept, fit_options, first)
+    check_comparisons(fits, chosen.rule)
     _check_results(out, fits[0])
-    # a checkpoint without a status was put there by hand
-    there = first and first.run.is_used and first.run.status().get("state", "finished") == "finished"
-    if first and there and first.run.config.is_file() and (found := what_differs(first)):
-        print(f"ndkd: the teacher's run {first.run.path} has {found}: it is used as it is", file=sys.stderr)
-    before, left = [first] if first and not there else [], [fit for fit in fits if not fit.is_finished]
-    if not no_teacher_cache:
-        share_teachers(fits, out / "teacher_cache")
+    before = _teacher_left(first)
+
+    def left_of(turn: Round, write: bool = True) -> list[Fit]:
+        left = [fit for fit in turn.fits if not fit.is_finished]
+        if not no_teacher_cache:
+            share_teachers(turn.fits, out / "teacher_cache")
+        give_class_means(left, fits, first, out, write)
+        return left
+
     if print_commands:
-        give_class_means(left, fits, first, out, write=False)
+        left = next((left for turn in rounds(fits, chosen) if (left := left_of(turn, write=False))), [])
         for fit in before + left:
             print(shlex.join(["ndkd", *fit.command]))
         return 0
@@ -90,23 +99,41 @@ def compare(
         run_fits(before, 1, out)
         if first and first.error:
             raise NdkdError(f"the teacher failed: {first.error}; its log: {out / first.run.path.name}.log")
-        give_class_means(left, fits, first, out)
         try:
-            run_fits(left, jobs, out)
+            for turn in rounds(fits, chosen):
+                if (left := left_of(turn)) and turn.why:
+                    print(turn.why, flush=True)
+                run_fits(left, jobs, out)
         finally:
-            _write_results(fits, out, command)
+            _write_results(shown(fits, chosen), out, command, chosen.rule)
     failed = [fit.run.path.name for fit in fits if fit.error]
     if failed:
-        print(
-            f"ndkd: {len(failed)} of {len(fits)} runs failed: {shortened(failed)}; see {out}/NAME.log", file=sys.stderr
-        )
+        number = len(shown(fits, chosen))
+        print(f"ndkd: {len(failed)} of {number} runs failed: {shortened(failed)}; see {out}/NAME.log", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _write_results(fits: list[Fit], out: Path, command: str) -> None:
-    for fit in fits:
-        _write_config(fit, out / "configs" / f"{fit.row['config']}.yaml")
-    rows = [fit.result() for fit in fits]
+def _check(jobs: int, out: Path, fit_options: Sequence[str]) -> None:
+    if jobs < 1:
+        raise NdkdError(f"jobs: wanted at least 1, got {jobs}")
+    check_folder(out, "--out DIR")
+    for option in fit_options:
+        check_option(option)
+
+
+def _teacher_left(first: Fit | None) -> list[Fit]:
+    """The teacher's run, unless it is there; a word if it was made otherwise."""
+    # a checkpoint without a status was put there by hand
+    there = first and first.run.is_used and first.run.status().get("state", "finished") == "finished"
+    if first and there and first.run.config.is_file() and (found := what_differs(first)):
+        print(f"ndkd: the teacher's run {first.run.path} has {found}: it is used as it is", file=sys.stderr)
+    return [first] if first and not there else []
+
+
+def _write_results(fits: list[Fit], out: Path, command: str, rule: Rule | None) -> None:
+    for name, fit in {fit.row["config"]: fit for fit in fits}.items():
+        _write_config(fit, out / "configs" / f"{name}.yaml")
+    rows = [fit.result() | (rule._asdict() if rule else {}) for fit in fits]
     unmeasured = [row["folder"] for row in rows if row["state"] == "finished" and not row.keys() >= MEASURED.keys()]
     note = (
         f"Not in features.png, having no class means or none of their width: {shortened(unmeasured)}."

@@ -6,7 +6,7 @@ from itertools import cycle
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ndkd.commands.compare_tables import differences_by_seed, half_interval
+from ndkd.commands.compare_differences import differences_by_seed, half_interval
 from ndkd.commands.report_figures import COLOURS, norm_and_angle
 
 

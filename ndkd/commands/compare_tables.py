@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
+from ndkd.commands.compare_differences import differences_by_seed, half_interval
+from ndkd.commands.compare_verdicts import Verdict, explanation, rule_of, verdicts
 from ndkd.commands.markdown import code, inline
 from ndkd.files import write_atomically
 
@@ -25,7 +26,7 @@ COLUMNS += [
     "commit",
     "machine",
 ]
-COLUMNS += ["torch", "error", "folder"]
+COLUMNS += ["torch", "error", "folder", "margin", "error_rate", "verdict", "control_verdict"]
 
 LEGEND = """\
 In percent; mean ± standard deviation over the seeds, in brackets the 95 % interval of the mean (Student's t).
@@ -50,7 +51,7 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str
     Returns:
         The table of ``results.md``.
     """
-    runs = as_table(rows)
+    runs = _in_words(as_table(rows))
     table = markdown(runs)
     write_atomically(out / "results.csv", lambda file: runs.to_csv(file, index=False))
     made = f"{code(command)}, {date.today()}, {platform.platform()}, {os.cpu_count()} cores."
@@ -59,59 +60,61 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str
     return table
 
 
-def differences_by_seed(runs: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
-    """Per configuration the last epoch's value minus ``first``'s and minus ``control``'s, where both have it."""
-    last = runs.pivot(index="seed", columns="config", values="last").astype(float)
-    control_of = runs.drop_duplicates("config").set_index("config")["control"]
-    first = _first(runs, control_of)
-    to_first = {name: last[name] - last[first] for name in control_of.index.drop(first)}
-    to_control = {name: last[name] - last[control] for name, control in control_of.dropna().items()}
-    return {"first": to_first, "control": to_control}
+def _in_words(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same runs, each with the verdicts on its configuration."""
+    if (rule := rule_of(runs)) is None:
+        return runs
+    found = {kind: runs["config"].map(_shown_verdicts(of_kind)) for kind, of_kind in verdicts(runs, rule).items()}
+    return runs.assign(verdict=found["first"], control_verdict=found["control"])
 
 
-def _first(runs: pd.DataFrame, control_of: pd.Series) -> str:
-    """The first configuration that is no other's control, or that is one row of a sweep, the weight of 0."""
-    swept, controls = set(runs["config"][runs["weight"].notna()]), set(control_of)
-    return next(name for name in control_of.index if name not in controls or name in swept)
-
-
-def half_interval(values: pd.Series) -> float:
-    """Half the width of the mean's 95 % interval, by Student's t; NaN for a single value.
-
-    >>> round(float(half_interval(pd.Series([1.0, 2.0, 3.0]))), 3)
-    2.484
-    """
-    return stats.t.ppf(0.975, values.count() - 1) * values.sem()
+def _shown_verdicts(found: dict[str, Verdict]) -> dict[str, str]:
+    return {name: str(verdict) for name, verdict in found.items()}
 
 
 def markdown(runs: pd.DataFrame) -> str:
     """A row per configuration, and one for each run that ended without a result.
 
-    Below it the teacher's accuracy, which is a column where it is not the same for all that have one.
+    Below it the teacher's accuracy, which is a column where it is not the same for all that have one. Of a study that
+    went on until it was decided there are columns for the verdicts, and a line that explains them.
     """
     gains = differences_by_seed(runs)
+    rule = rule_of(runs)
+    decided = verdicts(runs, rule) if rule else None
     metric = next(iter(runs["metric"].dropna()), "result")
     first = next((name for name in runs["config"] if name not in gains["first"]), "")
     minus = f"minus {inline(first)}", "minus control"
     teachers = [f"{value:.2f}" for value in runs["teacher"].dropna()]
     taught = ["teacher, on validation"] if len(set(teachers)) > 1 else []
-    head = ["", "seeds", f"{metric}, last epoch", "best epoch", *minus, *taught, "minutes", "parameters"]
-    rows = [_row(name, of_config, gains, bool(taught)) for name, of_config in runs.groupby("config", sort=False)]
+    judged = [words.replace("minus", "against", 1) for words in minus] if decided else []
+    head = ["", "seeds", f"{metric}, last epoch", "best epoch", *minus, *judged, *taught, "minutes", "parameters"]
+    rows = [
+        _row(name, of_config, gains, decided, bool(taught)) for name, of_config in runs.groupby("config", sort=False)
+    ]
     rows += _without_result(runs)
     table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
-    return f"{table}\n\nteacher: {teachers[0]} on validation" if teachers and not taught else table
+    below = [f"teacher: {teachers[0]} on validation"] if teachers and not taught else []
+    below += [explanation(runs, rule)] if rule else []
+    return "\n\n".join([table, *below])
 
 
-def _row(name: str, runs: pd.DataFrame, gains: dict[str, dict[str, pd.Series]], has_teacher: bool) -> list[str]:
+def _row(
+    name: str,
+    runs: pd.DataFrame,
+    gains: dict[str, dict[str, pd.Series]],
+    decided: dict[str, dict[str, Verdict]] | None,
+    has_teacher: bool,
+) -> list[str]:
     """One configuration: its seeds, its results, what it gains over others, and what it costs."""
     done = runs[runs["state"] == "finished"]
     results = [_shown(done[column], signed=False) for column in ("last", "best")]
     differences = [_shown(gains[kind].get(name), signed=True) for kind in ("first", "control")]
+    judged = [str(decided[kind].get(name, "")) for kind in ("first", "control")] if decided else []
     teacher = [_shown(done["teacher"], signed=False)] if has_teacher else []
     minutes = pd.to_numeric(done["seconds"]).mean() / 60
     parameters = pd.to_numeric(done["parameters"]).max()
     cost = [f"{minutes:.1f}" if pd.notna(minutes) else "", f"{parameters:,.0f}" if pd.notna(parameters) else ""]
-    return [inline(name), " ".join(map(str, done["seed"])), *results, *differences, *teacher, *cost]
+    return [inline(name), " ".join(map(str, done["seed"])), *results, *differences, *judged, *teacher, *cost]
 
 
 def _without_result(runs: pd.DataFrame) -> list[list[str]]:

@@ -16,6 +16,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from ndkd.commands.report_figures import COLOURS, figures
+from ndkd.commands.report_verdict import verdict_of
 from ndkd.configuration.entries import entry
 from ndkd.errors import NdkdError, shortened
 from ndkd.files import check_folder, sync_folder, write_atomically
@@ -115,6 +116,7 @@ class ShownRun:
     def __init__(self, path: Path, name: str, colour: str):
         run = Run.existing(path)
         self.name, self.colour, self.picture = name, colour, run.last_picture()
+        self.path = path
         self.status, self.config = run.status(), run.read_config()
         self.metrics = pd.DataFrame(run.metrics()).replace("", np.nan).astype(float)
         self.features = {epoch: run.read_epoch("features", epoch) for epoch in run.epochs("features")}
@@ -144,6 +146,7 @@ class ShownRun:
         have_both = [images for images in self.results if images in baseline.results]
         is_fair = self.state == baseline.state == "finished" and self.headline == baseline.headline
         self.common = have_both[0] if have_both and is_fair else None
+        self.verdict = verdict_of(self.path, baseline.path)
         if self.images and baseline.images:
             self.is_comparable = np.array_equal(self.predictions["target"], baseline.predictions["target"])
         if self.is_comparable:

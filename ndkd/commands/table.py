@@ -48,7 +48,7 @@ def read_results(file: Path) -> pd.DataFrame:
         raise NdkdError(f"{file} has no column {shortened(missing)}; give a results.csv of ndkd compare")
     if runs.empty:
         raise NdkdError(f"{file} has no rows; give a results.csv of ndkd compare")
-    numbers = ["last", "best", "teacher", "seconds", "parameters"]
+    numbers = ["last", "best", "teacher", "seconds", "parameters", "margin", "error_rate"]
     try:
         return runs.reindex(columns=COLUMNS).astype(dict.fromkeys(numbers, float))
     except ValueError as error:

@@ -20,7 +20,8 @@ import yaml
 from ndkd.callbacks.class_means_file import read_class_means
 from ndkd.commands import compare_jobs as jobs
 from ndkd.commands import compare_plan
-from ndkd.commands.compare_tables import as_table, differences_by_seed, half_interval, write_tables
+from ndkd.commands.compare_differences import differences_by_seed, half_interval
+from ndkd.commands.compare_tables import as_table, write_tables
 from ndkd.runs import Run
 from tests.command import REPOSITORY, SHORT, gone, in_terminal, ndkd
 
@@ -375,7 +376,7 @@ BAD = {
     "no config": ([], "the following arguments are required: CONFIG; see ndkd compare --help"),
     "an unknown option": (
         [STUDENT, "--sedes", "1"],
-        "there is no option --sedes; did you mean --seeds, --sweep\\? See ndkd compare --help",
+        "there is no option --sedes; did you mean --seeds, --sweep, --max-seeds\\? See ndkd compare --help",
     ),
     "an unknown control": ([KDPP, "--control", "dn"], "no configuration has a loss term dn; known: ce, kd, nd"),
     "an unknown term": ([KDPP, "--sweep", "ndd", "1"], "no configuration has a loss term ndd; did you mean nd?"),

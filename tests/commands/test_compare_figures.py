@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from ndkd.commands.compare_differences import half_interval
 from ndkd.commands.compare_figures import pictures, sweep
-from ndkd.commands.compare_tables import as_table, half_interval
+from ndkd.commands.compare_tables import as_table
 from ndkd.commands.report_figures import norm_and_angle
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ndkd.commands import report_figures
+from ndkd.commands.compare_tables import write_tables
 from ndkd.commands.report import ShownRun, calibration_error, confusion_changes, quantiles_over_epochs, report
 from ndkd.commands.report_figures import classes
 from ndkd.runs import Run
@@ -155,6 +156,31 @@ def test_right_and_wrong_images_are_counted(make_run, tmp_path):
     assert gained != lost
     assert f"it has {gained} right that the baseline has wrong, and {lost} wrong that the baseline" in page.text
     assert "is as good as the baseline on the test images" in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_that_decided_gives_its_verdict(make_run, tmp_path):
+    """Of these two configurations; runs of other folders, or of a study with fixed seeds, have none."""
+    names = {"a": "a-seed0", "b": "b-seed0", "c": "c-seed0"}
+    made = {name: make_run(folder, 1, seed=k) for k, (name, folder) in enumerate(names.items())}
+    rows = [
+        {"config": name, "seed": seed, "state": "finished", "metric": "test/acc1",
+         "last": 70 + k + 0.1 * (seed * k % 3), "best": 70, "seconds": 9, "parameters": 7,
+         "folder": f"{name}-seed{seed}"}
+        for k, name in enumerate(names) for seed in range(6)
+    ]  # fmt: skip
+    write_tables([row | {"margin": 0.3, "error_rate": 0.05} for row in rows], tmp_path, "ndkd compare")
+    decided = pd.read_csv(tmp_path / "results.csv").query("config == 'b'")["verdict"].iloc[0]
+    assert decided.startswith("better, +1.")
+    found = f"Over the seeds of the study that both belong to, ndkd compare found: {decided}."
+    assert found in page_of(made["a"], made["b"], out=tmp_path / "page").text
+    assert "Over the seeds" not in page_of(made["c"], made["b"], out=tmp_path / "page").text  # not compared there
+    elsewhere = make_run("elsewhere/b-seed0", 1)
+    assert "Over the seeds" not in page_of(made["a"], elsewhere, out=tmp_path / "page").text
+    write_tables(rows, tmp_path, "ndkd compare")
+    assert "Over the seeds" not in page_of(made["a"], made["b"], out=tmp_path / "page").text
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    assert "Over the seeds" not in page_of(made["a"], made["b"], out=tmp_path / "page").text
 
 
 @pytest.mark.usefixtures("undrawn")
