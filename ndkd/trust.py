@@ -36,7 +36,8 @@ SHORT = ("ndkd.data", "ndkd.losses", "ndkd.distillation.module", "ndkd.distillat
 # arguments of timm's and torchvision's functions by which a model reads another file or a hub
 FETCHING = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "weights"}
 FETCHING |= {"weights_backbone", "pretrained_backbone"}
-ENTRIES = {"seed_everything", "trainer", "model", "data", "class_means", "teacher_cache", "run_dir", "weights_only"}
+ENTRIES = {"seed_everything", "trainer", "model", "data", "class_means", "teacher_cache", "run_dir", "published"}
+ENTRIES |= {"weights_only"}
 NAME = re.compile(r"[^\W\d]\w*([.:][^\W\d]\w*)+")  # my_package.losses.Mine or my_package.models:build
 WORD = re.compile(r"[\w,:+-]*")  # a value of the trainer that is neither a name nor a path
 

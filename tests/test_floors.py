@@ -54,6 +54,7 @@ PACKAGES = {
     "ndkd.analysis": {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
     "ndkd.commands": {"torch", "numpy", "pandas", "matplotlib", "tqdm", "yaml", "jinja2", "lightning"},
     "ndkd.commands.compare_differences": {"pandas", "scipy"},
+    "ndkd.commands.compare_published": {"pandas", "torch"},
     "ndkd.commands.compare_tables": {"pandas"},
     "ndkd.commands.confidence_sequence": {"numpy"},
     "ndkd.commands.report": {"torch", "numpy", "pandas", "torchmetrics", "jinja2", "matplotlib"},

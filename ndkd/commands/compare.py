@@ -14,9 +14,11 @@ import yaml
 from ndkd.commands.compare_figures import pictures
 from ndkd.commands.compare_jobs import Fit, run_fits
 from ndkd.commands.compare_plan import plan, read_sweep, teacher_fit, teacher_of, what_differs
+from ndkd.commands.compare_published import notes as published_notes
 from ndkd.commands.compare_rounds import Round, check_comparisons, rounds, schedule, shown
 from ndkd.commands.compare_tables import as_table, write_tables
 from ndkd.commands.compare_verdicts import Rule
+from ndkd.commands.markdown import inline
 from ndkd.commands.table import read_results
 from ndkd.commands.teacher_means import write_teacher_means
 from ndkd.configuration.checks import check_option
@@ -135,15 +137,13 @@ def _write_results(fits: list[Fit], out: Path, command: str, rule: Rule | None) 
         _write_config(fit, out / "configs" / f"{name}.yaml")
     rows = [fit.result() | (rule._asdict() if rule else {}) for fit in fits]
     unmeasured = [row["folder"] for row in rows if row["state"] == "finished" and not row.keys() >= MEASURED.keys()]
-    note = (
-        f"Not in features.png, having no class means or none of their width: {shortened(unmeasured)}."
-        if unmeasured
-        else ""
-    )
-    table = write_tables(rows, out, command, note)
+    said = published_notes({fit.row["config"]: fit.config for fit in fits}, as_table(rows))
+    if unmeasured:
+        said += [f"Not in features.png, having no class means or none of their width: {shortened(unmeasured)}."]
+    table = write_tables(rows, out, command, "\n\n".join(map(inline, said)))
     for name, figure in pictures(as_table(rows)):
         write_atomically(out / f"{name}.png", partial(figure.savefig, dpi=150, format="png"))
-    print(table, *([note] if note else []), f"results: {out}/results.md, .csv, .png", sep="\n")
+    print(table, *said, f"results: {out}/results.md, .csv, .png", sep="\n")
 
 
 def _write_config(fit: Fit, file: Path) -> None:

@@ -16,7 +16,7 @@ from ndkd.errors import NdkdError, shortened, suggestion
 from ndkd.runs import Run
 
 # where things are kept, not what the run is
-PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger", "teacher_cache.dir")
+PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger", "teacher_cache.dir", "published")
 OPEN = ("losses", "student.kwargs", "teacher.kwargs")  # entries of a model whose own entries are anyone's
 
 
@@ -89,7 +89,7 @@ def plan(
         weights = {term: given["weight"] for term, given in (resolved["model"]["init_args"]["losses"] or {}).items()}
         terms += weights
         for variant in variants(name, weights, control, sweep):
-            changed = [part for item in variant.weights.items() for part in _weight_option(*item)]
+            changed = _changes(variant, resolved)
             given = [*options, *changed]
             found = _resolved(variant.name, [*given, "--run_dir", str(out)]) if changed else resolved
             rows.append((variant, given, found))
@@ -104,6 +104,7 @@ def plan(
             run = Run(out / f"{variant.name}-seed{seed}")
             options = [*options, "--seed_everything", str(seed), "--run_dir", str(run.path)]
             row = {"config": variant.name, "seed": seed, "control": variant.control}
+            row["published"] = resolved.get("published")
             if sweep is not None and variant.swept is not None:
                 row |= {"term": sweep.term, "weight": variant.swept}
             fits.append(Fit(run, options, {**resolved, "seed_everything": seed}, row))
@@ -137,8 +138,12 @@ def variants(name: str, weights: dict[str, float], control: str | None, sweep: S
     return found
 
 
-def _weight_option(term: str, weight: float) -> list[str]:
-    return [f"--model.init_args.losses.{term}.weight", _number(weight)]
+def _changes(variant: Variant, config: dict[str, Any]) -> list[str]:
+    """The options that make a variant of a configuration; with other weights it is not what was published."""
+    found = []
+    for term, weight in variant.weights.items():
+        found += [f"--model.init_args.losses.{term}.weight", _number(weight)]
+    return [*found, "--published", "null"] if found and config.get("published") else found
 
 
 def _name(config: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ndkd.commands.compare_differences import differences_by_seed, half_interval
+from ndkd.commands.compare_published import figures_of, in_a_cell
 from ndkd.commands.compare_verdicts import Verdict, explanation, rule_of, verdicts
 from ndkd.commands.markdown import code, inline
 from ndkd.files import write_atomically
@@ -26,7 +27,7 @@ COLUMNS += [
     "commit",
     "machine",
 ]
-COLUMNS += ["torch", "error", "folder", "margin", "error_rate", "verdict", "control_verdict"]
+COLUMNS += ["torch", "error", "folder", "margin", "error_rate", "verdict", "control_verdict", "published"]
 
 LEGEND = """\
 In percent; mean ± standard deviation over the seeds, in brackets the 95 % interval of the mean (Student's t).
@@ -76,7 +77,8 @@ def markdown(runs: pd.DataFrame) -> str:
     """A row per configuration, and one for each run that ended without a result.
 
     Below it the teacher's accuracy, which is a column where it is not the same for all that have one. Of a study that
-    went on until it was decided there are columns for the verdicts, and a line that explains them.
+    went on until it was decided there are columns for the verdicts, and a line that explains them; where configurations
+    name published figures, there is one for these.
     """
     gains = differences_by_seed(runs)
     rule = rule_of(runs)
@@ -87,10 +89,15 @@ def markdown(runs: pd.DataFrame) -> str:
     teachers = [f"{value:.2f}" for value in runs["teacher"].dropna()]
     taught = ["teacher, on validation"] if len(set(teachers)) > 1 else []
     judged = [words.replace("minus", "against", 1) for words in minus] if decided else []
+    published = figures_of(runs)
     head = ["", "seeds", f"{metric}, last epoch", "best epoch", *minus, *judged, *taught, "minutes", "parameters"]
     rows = [
         _row(name, of_config, gains, decided, bool(taught)) for name, of_config in runs.groupby("config", sort=False)
     ]
+    if published:  # beside ours, and no part of any mean
+        head.insert(4, "published")
+        for name, row in zip(runs["config"].unique(), rows, strict=True):
+            row.insert(4, inline(in_a_cell(published.get(name, []))))
     rows += _without_result(runs)
     table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
     below = [f"teacher: {teachers[0]} on validation"] if teachers and not taught else []

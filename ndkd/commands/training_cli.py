@@ -29,12 +29,12 @@ from ndkd.callbacks.teacher_cache import TeacherCache
 from ndkd.commands.class_accuracy import of_each_class, of_unmeasured
 from ndkd.commands.final_test import log_results
 from ndkd.commands.run_state import check_epochs_left, end_of_run, say_what_changed
-from ndkd.commands.stored_config import with_stored_config
+from ndkd.commands.stored_config import in_full
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
-from ndkd.configuration.arguments import default_run_dir, values_of, with_found_configs, with_whole_names
+from ndkd.configuration.arguments import default_run_dir, values_of
 from ndkd.configuration.empty_entries import check_arguments, check_blocks
 from ndkd.configuration.nulls import check_nulls
-from ndkd.configuration.overlays import CONFIG, with_merged_losses
+from ndkd.configuration.overlays import CONFIG
 from ndkd.data.base import HasClassCounts
 from ndkd.data.from_config import has_test
 from ndkd.distillation.module import DistillationModule
@@ -72,13 +72,12 @@ class TrainingCLI(LightningCLI):
                 trainer_defaults={"logger": False},
                 parser_kwargs={**options, command: options},
                 load_from_checkpoint_support=False,
-                args=with_merged_losses(with_stored_config(with_found_configs(with_whole_names(given)))),
+                args=in_full(given),
             )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for: a parser for each of the four would take time at every start."""
-        command = self.given[0]
-        return {command: LightningCLI.subcommands()[command]}
+        return {self.given[0]: LightningCLI.subcommands()[self.given[0]]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without Lightning's warning that these are not the words of the command line."""
@@ -90,6 +89,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path | None, default=None, help="The run folder.")
+        parser.add_argument("--published", type=str | None, default=None, help="The published figure of this method.")
         parser.add_lightning_class_args(TeacherCache, "teacher_cache")
         parser.add_lightning_class_args(ClassMeans, "class_means")
 

@@ -142,7 +142,7 @@ def _words(arguments: list[str]) -> list[tuple[str, str | None]]:
     return found
 
 
-def _content(config: str) -> dict[str, Any]:
+def content_of(config: str) -> dict[str, Any]:
     """The entries of a configuration, a file or the text of one; files that they name are found from anywhere."""
     file = Path(config)
     is_file = "\n" not in config and len(config) < 4096 and config.endswith(ENDINGS) and file.is_file()
@@ -163,13 +163,13 @@ def _found_from_anywhere(value: Any, folder: Path) -> Any:
 
 def _model(content: Mapping[str, Any]) -> Any:
     model = content.get("model")
-    return _content(model) if isinstance(model, str) and model.endswith(ENDINGS) else model
+    return content_of(model) if isinstance(model, str) and model.endswith(ENDINGS) else model
 
 
 def _losses(config: str | None) -> Terms:
     """The loss terms that a configuration spells, none if it is none."""
     try:
-        found = entry({"model": _model(_content(config or ""))}, LOSSES)
+        found = entry({"model": _model(content_of(config or ""))}, LOSSES)
     except (yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser has a better word for it
         return {}
     return found if isinstance(found, dict) else {}
@@ -183,7 +183,7 @@ def _entries(option: str, value: str | None) -> Terms:
 
 def _with_losses(config: str, terms: Terms | None) -> str:
     """The text of a configuration with other loss terms, or without any."""
-    content = _content(config)
+    content = content_of(config)
     model = dict(_model(content) or {})
     arguments = {name: value for name, value in (model.get("init_args") or {}).items() if name != "losses"}
     model["init_args"] = arguments if terms is None else {**arguments, "losses": terms}

@@ -195,7 +195,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case):
     options, message = BAD[case]
-    status, out, err = ndkd("compare", KD, *UNTIL[1:], *options)
+    until = [] if "--until" in options else ["--until", "decided"]
+    status, out, err = ndkd("compare", KD, "--out", "out", *until, *options)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"ndkd: {message}")
     assert not Path("out").exists()
