@@ -14,20 +14,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ndkd.distillation.detection  # so that a config can say DetectionDistillationModule
 import ndkd.losses  # and NDLoss  # noqa: F401
-from ndkd.callbacks.auto_weights import AutoWeights
 from ndkd.callbacks.base import Waits
-from ndkd.callbacks.checkpoints import AtomicCheckpoints, checkpoint_callbacks
+from ndkd.callbacks.checkpoints import AtomicCheckpoints
 from ndkd.callbacks.class_means import ClassMeans
-from ndkd.callbacks.detection_pictures import DetectionPictures
-from ndkd.callbacks.epoch_lines import EpochLines, wants_lines
-from ndkd.callbacks.feature_statistics import FeatureStatistics
+from ndkd.callbacks.epoch_lines import wants_lines
 from ndkd.callbacks.image_counts import ImageCounts
-from ndkd.callbacks.opening import Opening
-from ndkd.callbacks.run_recorder import RunRecorder, in_order
-from ndkd.callbacks.teacher_accuracy import TeacherAccuracy
+from ndkd.callbacks.run_recorder import in_order
 from ndkd.callbacks.teacher_cache import TeacherCache
 from ndkd.commands.class_accuracy import of_each_class, of_unmeasured
 from ndkd.commands.final_test import log_results
+from ndkd.commands.fit_callbacks import of_a_run, of_the_start
 from ndkd.commands.run_state import check_epochs_left, end_of_run, say_what_changed
 from ndkd.commands.stored_config import in_full
 from ndkd.commands.trainer_options import check_length, check_strategy, check_trainer
@@ -180,28 +176,20 @@ class TrainingCLI(LightningCLI):
         return name
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
-        lines = [EpochLines()] if wants_lines(config) else []
+        writes_lines = wants_lines(config)
         if not config["fast_dev_run"] and (self.subcommand != "fit" or self.keeps_a_run(config)):
             callbacks = [*callbacks, ImageCounts(self.run_folder)]
         if self.subcommand == "fit":
-            callbacks = [*callbacks, AutoWeights(), Opening(precision_is_given=config["precision"] is not None)]
+            callbacks = [*callbacks, *of_the_start(config)]
         if self.keeps_a_run(config):
             text, run = self.resolved(), self.run_folder
             if self.config.fit.ckpt_path and _is_rank_zero():
                 say_what_changed(run, text)
-            callbacks = [
-                *callbacks,
-                FeatureStatistics(run),
-                DetectionPictures(run),
-                RunRecorder(run, text, is_tested=True),
-                *lines,
-                TeacherAccuracy(run),
-                *checkpoint_callbacks(run, self.model.headline[0]),
-            ]
+            callbacks = [*callbacks, *of_a_run(run, text, self.model.headline[0], writes_lines)]
             config["plugins"] = [*(config["plugins"] or []), AtomicCheckpoints()]
         else:
             config["enable_checkpointing"] = False
-            if lines:
+            if writes_lines:
                 config["enable_progress_bar"] = False
         check_strategy(config["strategy"])
         os.environ |= parent_of(getattr(signal, "SIGKILL", signal.SIGTERM))  # of other ranks, which may wait for us
