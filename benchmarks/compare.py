@@ -1,0 +1,84 @@
+"""``ndkd compare`` of seven methods, one seed: the whole command with the teacher recorded once, against without.
+
+Both sides are timed from start to end, start-up of every run included, in turns. The more ``--steps``, the nearer the
+ratio is to that of long trainings. What follows ``--`` goes to every run.
+
+    python benchmarks/compare.py --pairs r56_r20 -- --trainer.precision bf16-mixed
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
+
+WANTED = {"r56_r20": 1.4, "r32x4_r8x4": 2.0, "r50_mv2": 4.0}
+ND = {"nd": {"loss": "NDLoss"}}
+TERMS = {
+    "kd": {"loss": {"class_path": "KDLoss", "init_args": {"temperature": 4}}},
+    "dkd": {"loss": {"class_path": "DKDLoss", "init_args": {"temperature": 4}}},
+    "dist": {"loss": "DISTLoss"},
+}
+
+
+def write_methods(root: Path, pair: str, epochs: int) -> list[str]:
+    """The configurations of student, KD, KD++, DKD, DKD++, DIST and DIST++."""
+    whole = json.loads(write_config(root, pair).read_text())
+    whole["trainer"]["max_epochs"] = epochs
+    ce, files = whole["model"]["init_args"]["losses"]["ce"], []
+    methods = {"student": {}, **{name: {name: term} for name, term in TERMS.items()}}
+    methods |= {f"{name}++": {name: term, **ND} for name, term in TERMS.items()}
+    for name, terms in methods.items():
+        whole["model"]["init_args"]["losses"] = {"ce": ce, **terms}
+        file = root / f"{name}.yaml"
+        file.write_text(json.dumps(whole))
+        files.append(str(file))
+    return files
+
+
+def seconds_of(root: Path, configs: list[str], words: list[str], options: list[str]) -> float:
+    out = root / "out"
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "ndkd", "compare", "--out", str(out), *words, *configs, "--", *options]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path})
+    taken = time.perf_counter() - started
+    shutil.rmtree(out)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [--steps N] [--repeats N] [-- OPTION_OF_A_RUN …]")
+    parser.add_argument("--pairs", nargs="+", choices=WANTED, default=list(WANTED))
+    parser.add_argument("--steps", type=int, default=100, help="of an epoch; there are two")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("options", nargs="*")
+    arguments = parser.parse_args()
+    for pair in arguments.pairs:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            write_images(root, BATCH_SIZE * arguments.steps, BATCH_SIZE)
+            configs = write_methods(root, pair, epochs=2)
+            times = [
+                [seconds_of(root, configs, words, arguments.options) for words in (["--no-teacher-cache"], [])]
+                for _ in range(arguments.repeats)
+            ]
+        ratios = [without / shared for without, shared in times]
+        shown = ", ".join(f"{statistics.median(side):.0f} s" for side in zip(*times, strict=True))
+        print(
+            f"{pair} ({' → '.join(PAIRS[pair])}), 7 methods of 2 epochs of {arguments.steps} steps, without and with a "
+            f"shared teacher: {shown}, ratio {statistics.median(ratios):.2f}, from {min(ratios):.2f} to "
+            f"{max(ratios):.2f} (wanted at least {WANTED[pair]} in long trainings)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
