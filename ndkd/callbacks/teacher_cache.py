@@ -138,8 +138,11 @@ class TeacherCache(L.Callback):
             teacher.say(f"ndkd: the teacher's outputs are not recorded: {error}")
             return
         exact = "" if self.compression == Compression() else ", not exact"
-        number = f"{epochs} epoch{'s' if epochs != 1 else ''}"
-        teacher.say(f"teacher: recorded in {recording.folder}, {in_words(wanted)} for {number}{exact}")
+        space = f"{in_words(wanted)} for {epochs} epoch{'s' if epochs != 1 else ''}"
+        if self.epochs is None:  # the trainer stops by time
+            space = f"{in_words(bytes_per_epoch)} an epoch"
+        if epochs or self.epochs is None:
+            teacher.say(f"teacher: recorded in {recording.folder}, {space}{exact}")
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if (teacher := self._own(pl_module)) is not None:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from ndkd.callbacks.teacher_cache import in_words
-from ndkd.distillation.recorded_teacher import Recording
+from ndkd.distillation.recorded_teacher import ABOUT, Recording
 from ndkd.distillation.recordings import recordings_in
 from ndkd.errors import NdkdError
 
@@ -28,18 +28,22 @@ def cache(folder: Path, older_than: float | None = None, teacher: str | None = N
         raise NdkdError(f"{folder} is no folder; give the one that --teacher_cache was given")
     if older_than is not None and not older_than >= 0:
         raise NdkdError(f"older-than: wanted a number of days from 0 on, got {older_than}")
-    found = [recording for recording in recordings_in(folder) if teacher is None or teacher in _teacher(recording)]
+    recordings = list(recordings_in(folder))
+    found = {each.folder: _described(each) for each in recordings if teacher is None or teacher in _teacher(each)}
+    if teacher is None:  # of whose teacher nobody can tell
+        known = {recording.folder for recording in recordings}
+        others = sorted({file.parent for file in folder.glob("*/epoch-*.rows")} - known)
+        found |= {place: f"{place.name}: its {ABOUT} cannot be read, {in_words(_size(place))}" for place in others}
     if older_than is not None:
-        found = [recording for recording in found if time.time() - _written(recording) > older_than * DAY]
+        found = {place: line for place, line in found.items() if time.time() - _written(place) > older_than * DAY}
     if not found:
         like_that = "" if teacher is None and older_than is None else " like that"
         print(f"{folder} has no recording{like_that}")
         return
-    for recording in found:
-        print(_described(recording))
+    print(*found.values(), sep="\n")
     total = in_words(sum(map(_size, found)))
-    for recording in found if delete else ():
-        shutil.rmtree(recording.folder)
+    for place in found if delete else ():
+        shutil.rmtree(place)
     print(f"deleted: {total}" if delete else f"{total}; --delete removes what is listed")
 
 
@@ -52,8 +56,8 @@ def _described(recording: Recording) -> str:
         f"batch size {identity['batch size'] * identity['processes']}",
         identity["precision"],
         f"{len(epochs)} epoch{'' if len(epochs) == 1 else 's'}",
-        in_words(_size(recording)),
-        f"last written {time.strftime('%Y-%m-%d', time.localtime(_written(recording)))}",
+        in_words(_size(recording.folder)),
+        f"last written {time.strftime('%Y-%m-%d', time.localtime(_written(recording.folder)))}",
     ]
     return ", ".join(parts)
 
@@ -63,9 +67,9 @@ def _teacher(recording: Recording) -> str:
     return f"{teacher['name']} {teacher.get('checkpoint') or ''}".strip()
 
 
-def _size(recording: Recording) -> int:
-    return sum(file.stat().st_size for file in recording.folder.iterdir())
+def _size(place: Path) -> int:
+    return sum(file.stat().st_size for file in place.iterdir())
 
 
-def _written(recording: Recording) -> float:
-    return max(file.stat().st_mtime for file in recording.folder.iterdir())
+def _written(place: Path) -> float:
+    return max(file.stat().st_mtime for file in place.iterdir())

@@ -36,6 +36,16 @@ def test_listed(recorded, teacher_checkpoint):
     assert out.endswith("MB; --delete removes what is listed\n")
 
 
+def test_one_whose_description_is_damaged_can_be_deleted(recorded):
+    folder, old, new = recorded
+    (new / "about.json").write_text("{")
+    status, out, _ = ndkd("cache", str(folder))
+    size = sum(file.stat().st_size for file in new.iterdir())
+    assert f"{new.name}: its about.json cannot be read, {size / 1e6:.2f} MB\n" in out
+    assert ndkd("cache", str(folder), "--delete")[0] == status == 0
+    assert [file.name for file in folder.iterdir()] == ["of somebody else"]
+
+
 @pytest.mark.parametrize(
     ("options", "goes"),
     [(["--older-than", "5"], "old"), (["--teacher", "resnet8"], "both"), (["--teacher", "resnet56"], "none")],
