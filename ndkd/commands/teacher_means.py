@@ -41,6 +41,7 @@ def write_teacher_means(file: Path, teacher: dict[str, Any], data: dict[str, Any
     names, digest = [str(name) for name in images.class_names], loader.fingerprint()
     if file.is_file() and _is_current(file, names, digest, embed):
         return
+    print(f"the teacher's class means, one pass over the training images: {file}", flush=True)
     sums = ClassSums(images.num_classes, model.embedding_dim, device)
     for batch, target in tqdm(loader, desc="class means", disable=None, leave=False, unit="batch"):
         sums.add(embed(batch), target.to(device))

@@ -31,13 +31,14 @@ def test_they_are_those_of_training_and_its_validation_norm(fit, make_module, te
     fit(make_module(terms("nd")), ClassMeans(file=file), data=data, limit_train_batches=1, limit_val_batches=0)
 
 
-def test_they_are_computed_once(teacher, teacher_checkpoint, tmp_path, monkeypatch):
+def test_they_are_computed_once_and_that_is_said(teacher, teacher_checkpoint, tmp_path, monkeypatch, capsys):
     made, original = [], teacher_means.ClassSums
     monkeypatch.setattr(teacher_means, "ClassSums", lambda *args: made.append(0) or original(*args))
     file = tmp_path / "means.safetensors"
     for _ in range(2):
         write_teacher_means(file, teacher, DATA)
     assert len(made) == 1
+    assert capsys.readouterr().out == f"the teacher's class means, one pass over the training images: {file}\n"
     write_teacher_means(file, teacher, {**DATA, "init_args": {"train_size": 50, "val_size": 20}})
     weights = torch.load(teacher_checkpoint, weights_only=True)
     other = tmp_path / "other.pth"
