@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ndkd.callbacks.class_means_file import StoredMeans, noise, read_class_means
 from ndkd.callbacks.class_sums import ClassSums, UnknownMean
 from ndkd.callbacks.epoch_lines import shows_bars
-from ndkd.data.base import HasClassMeanLoader, HasFingerprint
+from ndkd.data.base import HasClassMeanLoader, HasFingerprint, labeled_part
 from ndkd.distillation.building import training_loader
 from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.distillation.recordings import add_weights
@@ -150,6 +150,7 @@ class ClassMeans(L.Callback):
         for batch in tqdm(loader, desc="class means", disable=not shows_bars(trainer), leave=False, unit="batch"):
             if seen == most:
                 break
+            batch = labeled_part(batch)
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
             sums.add(*module.teacher_embeddings(batch))
             seen += 0 if most is None else len(batch[0])  # another task's batch may be anything

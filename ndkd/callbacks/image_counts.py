@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from ndkd.data.base import HasSizes
+from ndkd.data.base import HasSizes, HasUnlabeled
 from ndkd.runs import Run
 
 
@@ -37,9 +37,12 @@ class ImageCounts(L.Callback):
 
 
 def counts(data: Any) -> dict[str, int]:
-    """The number of images of each split of its own."""
+    """The number of images of each split of its own, and in training of those without labels."""
     splits = ("train", "val") if data.validates_on_test else ("train", "val", "test")
-    return {name: data.sizes[name] for name in splits if name in data.sizes}
+    found = {name: data.sizes[name] for name in splits if name in data.sizes}
+    if isinstance(data, HasUnlabeled) and data.unlabeled_size:
+        found["unlabelled"] = data.unlabeled_size
+    return found
 
 
 def changes(before: Mapping[str, int], now: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from ndkd.data.base import HasClassCounts, HasRemarks, HasSizes
+from ndkd.data.base import HasClassCounts, HasRemarks, HasSizes, HasUnlabeled
 from ndkd.errors import shortened
 
 
@@ -62,6 +62,8 @@ def described(data: Any) -> str:
     numbers = f"{sizes['train']:,} images, {data.num_classes:,} classes, validation {sizes['val']:,}{chosen_on}"
     if "test" in sizes and not data.validates_on_test:
         numbers += f", test {sizes['test']:,}"
+    if isinstance(data, HasUnlabeled) and data.unlabeled_size:
+        numbers += f", unlabelled {data.unlabeled_size:,}"
     return "; ".join([numbers, *(data.remarks if isinstance(data, HasRemarks) else ())])
 
 

@@ -223,4 +223,6 @@ def teacher_of(config: dict[str, Any]) -> dict[str, Any] | None:
         term["inputs"] or getattr(locate(term["loss"]["class_path"]), "inputs", ()) for term in terms if term["weight"]
     ]
     inputs = [name for names in given for name in names]
+    if any(term["weight"] and term.get("pseudo_labels") for term in terms):
+        inputs.append("teacher.logits")
     return config["model"]["init_args"].get("teacher") if asks_for_teacher(inputs) else None

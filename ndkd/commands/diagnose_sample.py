@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ndkd.callbacks.class_sums import ClassSums
 from ndkd.callbacks.teacher_accuracy import as_in_validation, is_of_these_classes
-from ndkd.data.base import HasClassMeanLoader
+from ndkd.data.base import HasClassMeanLoader, labeled_part
 from ndkd.data.samplers import ShardedOrder
 from ndkd.distillation.batches import hard, on_device
 from ndkd.distillation.building import training_loader
@@ -77,7 +77,7 @@ def sample(trainer: Any, module: Any, split: str, most: int, shows_bar: bool) ->
         as_in_validation(trainer, module),
         tqdm(total=most, desc=f"{split} images", disable=not shows_bar, leave=False, unit="image") as bar,
     ):
-        for batch in loader:
+        for batch in map(labeled_part, loader):
             digests += _digests(batch[0])
             with trainer.precision_plugin.val_step_context():
                 output = module.forward_pair(on_device(trainer, module, batch))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ndkd.commands.export_formats import Network, in_onnxruntime, quietly
 from ndkd.data.base import DataModule
+from ndkd.data.classification import ClassificationDataModule
 from ndkd.data.from_config import evaluation_batches
 from ndkd.errors import NdkdError
 
@@ -55,12 +56,14 @@ def training_images(data: L.LightningDataModule, number: int) -> Iterator[Tensor
         data: ready to evaluate on.
         number: of images; there may be fewer.
     """
+    if isinstance(data, ClassificationDataModule):
+        data.unlabeled = None  # of no use here, and the folder may be gone
     data.setup("fit")
     batches: Iterable[Any] = (
         data.loader("train", shuffle=True) if isinstance(data, DataModule) else data.train_dataloader()
     )
     left = number
-    for images, _ in batches:
+    for images, *_ in batches:
         images = images[:left].float() / (255 if images.dtype == torch.uint8 else 1)
         left -= len(images)
         yield images.contiguous()

@@ -6,7 +6,7 @@ optional and by whom it is asked for; ``docs/extending.md`` has a worked example
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning.pytorch as L
 from torch import Tensor
@@ -120,6 +120,36 @@ class HasBoxes(Protocol):
 
     category_ids: Sequence[int]
     val: Path
+
+
+@runtime_checkable
+class HasUnlabeled(Protocol):
+    """The number of training images without labels: said at the start, and refused where no loss term would use them.
+
+    They come in batches that are ``PartlyLabeled``.
+    """
+
+    unlabeled_size: int
+
+
+class PartlyLabeled(NamedTuple):
+    """A batch to train on in which some images have no label.
+
+    The images that have one come first, at least one in each batch. ``target`` is their class index (B,) and -1 for the
+    others; of soft labels (B, C), the others' rows are 0. How many have labels is a number on the host, so that no step
+    waits for a GPU to count them.
+    """
+
+    images: Tensor
+    target: Tensor
+    labeled: int
+
+
+def labeled_part(batch: Any) -> Any:
+    """The images of a batch that have labels, and these; of any other kind of batch all of it."""
+    if not isinstance(batch, PartlyLabeled):
+        return batch
+    return batch.images[: batch.labeled], batch.target[: batch.labeled]
 
 
 class DataModule(L.LightningDataModule):

@@ -70,6 +70,7 @@ class CIFAR10DataModule(InMemoryDataModule):
             train, test = (self.dataset(self.root, train=is_train) for is_train in (True, False))
             self.class_names = tuple(train.classes)
             self.keep({"train": _arrays(train), "test": _arrays(test)})
+        self.keep_unlabeled(stage, self.transform, {})
 
 
 class CIFAR100DataModule(CIFAR10DataModule):

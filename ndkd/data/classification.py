@@ -1,6 +1,7 @@
 """What DataModules of images with one class each have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from torchvision.transforms import v2
 
 from ndkd.data.base import DataModule
 from ndkd.data.disk_loader import sharded
+from ndkd.data.image_files import ImageFiles
 from ndkd.data.samplers import ShardedOrder
+from ndkd.data.unlabeled import UnlabeledBeside, check_ratio, unlabeled_files
 from ndkd.errors import NdkdError, shortened
 
 
@@ -18,14 +21,26 @@ class ClassificationDataModule(DataModule):
     Args:
         balanced_sampling: show all classes equally often in training, see ``ndkd.data.samplers.BalancedOrder``.
         transforms: one's own augmentation, see ``ndkd.data.own_transforms.OwnTransforms``.
+        unlabeled: folder of images without labels to train on as well, see ``ndkd.data.unlabeled.UnlabeledBeside``.
+        unlabeled_ratio: so many of them for each labelled image of a batch.
     """
 
     num_classes: int
     class_names: Sequence[str]
+    batch_size: int
 
-    def __init__(self, balanced_sampling: bool = False, transforms: list[v2.Transform] | None = None):
+    def __init__(
+        self,
+        balanced_sampling: bool = False,
+        transforms: list[v2.Transform] | None = None,
+        unlabeled: Path | None = None,
+        unlabeled_ratio: float = 1.0,
+    ):
         super().__init__()
+        check_ratio(unlabeled_ratio)
         self.balanced_sampling, self.transforms = balanced_sampling, transforms
+        self.unlabeled, self.unlabeled_ratio = unlabeled, unlabeled_ratio
+        self.unlabeled_paths: Any = ()  # found by the setup of a training
 
     @property
     def class_counts(self) -> dict[str, list[int]]:
@@ -35,10 +50,35 @@ class ClassificationDataModule(DataModule):
             counts["train"] = (counts["train"] > 0) * max(1, counts["train"].sum() // self.num_classes)
         return {split: numbers.tolist() for split, numbers in counts.items()}
 
+    @property
+    def unlabeled_size(self) -> int:
+        """The number of images without labels."""
+        return len(self.unlabeled_paths)
+
+    def find_unlabeled(self, stage: str | None, labeled: Mapping[str, ImageFiles], skips: bool = False) -> bool:
+        """Find the images without labels, of which a training alone makes use; whether there are new ones.
+
+        Args:
+            stage: of ``setup``.
+            labeled: the files of the other images, by split.
+            skips: leave out what cannot be read.
+        """
+        if self.unlabeled is None or self.unlabeled_size or stage not in (None, "fit"):
+            return False
+        self.unlabeled_paths, skipped = unlabeled_files(Path(self.unlabeled), labeled, skips)
+        if skipped:
+            self.remarks.append(f"of the unlabelled, {skipped}")
+        return True
+
     def order(self, split: str, shuffle: bool) -> ShardedOrder:
         """The order in which this process sees the images of a split."""
         target = self.splits[split][1]
         return sharded(self, len(target), shuffle, target if self.balanced_sampling else None)
+
+    def order_with_unlabeled(self, drop_last: bool = False) -> UnlabeledBeside:
+        """The order in which this process sees the images of an epoch of training, those without labels behind."""
+        order = self.order("train", shuffle=True)
+        return UnlabeledBeside(order, self.unlabeled_size, self.batch_size, self.unlabeled_ratio, drop_last)
 
 
 def check_taught(target: np.ndarray, class_names: Sequence[Any], why: str) -> None:

@@ -4,21 +4,24 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
+from ndkd.data.base import PartlyLabeled
 from ndkd.data.classification import ClassificationDataModule, check_taught
 from ndkd.data.disk_loader import ImageLoader, check_least, worker_options
 from ndkd.data.image_files import OR_SKIP, ImageFiles, open_image
 from ndkd.data.layouts import image_set
 from ndkd.data.own_transforms import OwnTransforms
 from ndkd.data.transforms import CropWhileDecoding, InRGB, Pixels, RandAugment, erasing, mixing
+from ndkd.data.unlabeled import NO_LABEL, mixed_apart
 from ndkd.errors import NdkdError
 from ndkd.seeds import drawing_from, generator, run_seed
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor] | PartlyLabeled
 MOST_PIXELS = 8192  # in height and width: more is a slip of the keyboard, and takes all the memory
 
 
@@ -56,10 +59,15 @@ class ImageFolderDataModule(ClassificationDataModule):
         transforms: classes of ``torchvision.transforms.v2`` for training images, after these are decoded, turned
             upright and RGB; they take the place of crop, flip, ``rand_augment`` and ``erase``, and must make images of
             ``image_size``.
+        unlabeled: a folder of images without labels, arranged in whatever way, to train on as well: they are augmented
+            like the others, and loss terms that read no ``target`` learn from them.
+        unlabeled_ratio: so many of them for each labelled image of a batch, which has ``batch_size`` of these; an epoch
+            is one pass over the labelled images.
 
     Raises:
         NdkdError: a missing split, classes that differ between splits, a class without images, transforms after which
-            no batch can be made; in use, a file that cannot be read.
+            no batch can be made, no images without labels, or labelled ones among them; in use, a file that cannot be
+            read.
     """
 
     mean = (0.485, 0.456, 0.406)
@@ -85,8 +93,10 @@ class ImageFolderDataModule(ClassificationDataModule):
         on_error: Literal["stop", "skip"] = "stop",
         balanced_sampling: bool = False,
         transforms: list[v2.Transform] | None = None,
+        unlabeled: Path | None = None,
+        unlabeled_ratio: float = 1.0,
     ):
-        super().__init__(balanced_sampling, transforms)
+        super().__init__(balanced_sampling, transforms, unlabeled, unlabeled_ratio)
         check_least(batch_size=(batch_size, 2), image_size=(image_size, 1), num_workers=(num_workers or 0, 0))
         check_least(mixup=(mixup, 0), cutmix=(cutmix, 0), resize=(1 if resize is None else resize, 1))
         if image_size > MOST_PIXELS or (resize or 0) > MOST_PIXELS:
@@ -124,8 +134,11 @@ class ImageFolderDataModule(ClassificationDataModule):
         return [os.fsdecode(path) for path in self.splits["test"].paths]
 
     def setup(self, stage: str | None = None) -> None:
-        if self.splits:
-            return
+        if not self.splits:
+            self._find(stage)
+        self.find_unlabeled(stage, self.splits, self.skips)
+
+    def _find(self, stage: str | None) -> None:
         found = image_set(self.root, self.labels, self.fractions, self.skips)
         self.class_names, self.remarks = found.class_names, found.remarks
         self.num_classes = len(self.class_names)
@@ -143,16 +156,19 @@ class ImageFolderDataModule(ClassificationDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, on the device they are on."""
-        images, target = batch
         if self.mixing is None or self.trainer is None or not self.trainer.training:
             return batch
-        images = images.float().div_(255) if images.dtype == torch.uint8 else images
+        images = batch[0].float().div_(255) if batch[0].dtype == torch.uint8 else batch[0]
         begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # batches of this epoch
         numbers = self.trainer.current_epoch, self.trainer.global_rank, begun
         with drawing_from(int(generator(run_seed(), *numbers).integers(2**63))):  # whatever a student has drawn before
-            return self.mixing(images, target)
+            if isinstance(batch, PartlyLabeled):
+                return mixed_apart(self.mixing, batch._replace(images=images))
+            return self.mixing(images, batch[1])
 
     def loader(self, split: str, augment: bool = False, shuffle: bool = False) -> ImageLoader:
+        if split == "train" and augment and shuffle and self.unlabeled_size:
+            return self._with_unlabeled()
         order = self.order(split, shuffle)
         left = len(order) % self.batch_size
         drop_last = shuffle and (self.drop_last and len(order) >= self.batch_size or left == 1)
@@ -163,6 +179,19 @@ class ImageFolderDataModule(ClassificationDataModule):
             drop_last=drop_last,  # of a single image BatchNorm has no variance
             collate_fn=collate_channels_last,
             **worker_options(self, persistent=shuffle),
+        )
+
+    def _with_unlabeled(self) -> ImageLoader:
+        paths, target = self.splits["train"]
+        none = np.full(self.unlabeled_size, NO_LABEL, target.dtype)
+        files = ImageFiles(np.concatenate([paths, self.unlabeled_paths]), np.concatenate([target, none]))
+        order = self.order_with_unlabeled(self.drop_last)
+        return ImageLoader(
+            FolderDataset(files, self.augmented, is_random=True),
+            batch_size=order.batch_size,
+            sampler=order,
+            collate_fn=collate_channels_last,
+            **worker_options(self, persistent=True),
         )
 
 
@@ -193,6 +222,7 @@ class FolderDataset(Dataset):
 
 
 def collate_channels_last(samples: list[tuple[Tensor, int]]) -> Batch:
-    """A batch (B, c, h, w), pixel by pixel in memory."""
+    """A batch (B, c, h, w), pixel by pixel in memory; ``PartlyLabeled`` where images have no label."""
     images, target = default_collate([(image.permute(1, 2, 0), target) for image, target in samples])
-    return images.permute(0, 3, 1, 2), target
+    images, labeled = images.permute(0, 3, 1, 2), int((target != NO_LABEL).sum())
+    return (images, target) if labeled == len(target) else PartlyLabeled(images, target, labeled)

@@ -1,14 +1,12 @@
 """Anyone's small images, a folder per class, kept in memory."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torchvision.transforms import v2
 
-from ndkd.data.image_files import OR_SKIP, ImageFiles, open_image
-from ndkd.data.in_memory import InMemoryDataModule, Split
+from ndkd.data.in_memory import InMemoryDataModule, pixels_of
 from ndkd.data.layouts import image_set
 from ndkd.data.transforms import InRGB, Pixels
 from ndkd.errors import NdkdError
@@ -58,36 +56,23 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         return v2.Compose([InRGB(upright=True), *([v2.Resize(size)] if size else []), Pixels()])
 
     def setup(self, stage: str | None = None) -> None:
-        if self.splits:
-            return
+        if not self.splits:
+            self._find()
+        self.keep_unlabeled(stage, self.transform, self.files, self.skips)
+
+    def _find(self) -> None:
         images_found = image_set(self.root, self.labels, {"test": self.test_fraction}, self.skips)
         self.class_names, self.remarks = images_found.class_names, images_found.remarks
         self.num_classes = len(self.class_names)
-        found = {split: self._read(files) for split, files in images_found.splits.items()}
+        self.files = images_found.splits
+        size = (self.image_size, self.image_size) if self.image_size else None
+        found = {split: (pixels_of(f.paths, self.transform, size), f.target) for split, f in self.files.items()}
         if "test" not in found:
             raise NdkdError(f"{self.root} has no images to test on: set test_fraction above 0")
         images = found["train"][0]
         self.image_shape = (images.shape[3], *images.shape[1:3])
         self.mean, self.std = _statistics(images)
         self.keep(found)
-
-    def _read(self, files: ImageFiles) -> Split:
-        transform = self.transform
-
-        def pixels(path: bytes) -> np.ndarray:
-            with open_image(path, OR_SKIP) as image:
-                return np.asarray(transform(image).permute(1, 2, 0))
-
-        first = (self.image_size, self.image_size) if self.image_size else pixels(files.paths[0]).shape[:2]
-        images = np.empty((len(files.paths), *first, 3), np.uint8)
-        with ThreadPoolExecutor() as pool:  # decoding runs beside Python
-            for number, image in enumerate(pool.map(pixels, files.paths)):
-                if image.shape[:2] != first:
-                    found, wanted = ("×".join(map(str, shape)) for shape in (image.shape[:2], first))
-                    path = files.paths[number].decode()
-                    raise NdkdError(f"image {path} is {found}, wanted {wanted} as the first; set image_size")
-                images[number] = image
-        return images, files.target
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ndkd.data.base import PartlyLabeled
 from ndkd.data.samplers import ShardedOrder
 from ndkd.seeds import drawing_from, generator
 
 
 class InMemoryLoader:
     """Iterates over (images, target) batches; images are float32 (B, c, h, w) in [0, 1], channels last in memory.
+
+    Where images have no label, their target being -1, a batch is ``PartlyLabeled``: the order puts them last.
 
     On a GPU the whole set lives there and batches are cut out there. The last batch may be smaller; in training a last
     batch of one image is left out, BatchNorm cannot use it.
@@ -51,14 +54,18 @@ class InMemoryLoader:
     def __len__(self) -> int:
         return len(self._batches())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | PartlyLabeled]:
         order = self.sampler
         random = generator(order.seed, order.epoch, order.rank)
         for indices in self._batches():
             y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
             flipped = random.random(len(indices)) < 0.5 if self.flip else None
             images, target = self._cut(indices, y, x, flipped)
-            yield images.permute(0, 3, 1, 2).float().div_(255), target
+            yield self._batch(indices, images.permute(0, 3, 1, 2).float().div_(255), target)
+
+    def _batch(self, indices: np.ndarray, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | PartlyLabeled:
+        labeled = int((self.target[indices] >= 0).sum())  # of the copy on the host
+        return (images, target) if labeled == len(indices) else PartlyLabeled(images, target, labeled)
 
     def fingerprint(self) -> str:
         """Digest of the images, targets and augmentation, whatever the order and the rank."""
@@ -101,13 +108,13 @@ class TransformedLoader(InMemoryLoader):
         super().__init__(images, target, batch_size, order)
         self.augmentation, self.wanted_on = augmentation, device
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | PartlyLabeled]:
         drawn = iter(self.sampler)
         for indices in self._batches():
             with drawing_from(0):  # each image draws from a seed of its own; what else draws goes on afterwards
                 images = torch.stack([self._augmented(*next(drawn)) for _ in indices])
             images = images.to(self.wanted_on, memory_format=torch.channels_last)
-            yield images, torch.from_numpy(self.target[indices]).to(self.wanted_on)
+            yield self._batch(indices, images, torch.from_numpy(self.target[indices]).to(self.wanted_on))
 
     def _augmented(self, index: int, seed: int) -> Tensor:
         torch.default_generator.manual_seed(seed)

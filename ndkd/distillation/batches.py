@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from ndkd.data.base import PartlyLabeled
 from ndkd.errors import NdkdError
 
 WANTED = "wanted batches (images, targets)"
@@ -82,20 +83,39 @@ def hard(target: Tensor) -> Tensor:
     return target.argmax(dim=1) if target.ndim == 2 else target
 
 
-def check_labels(batch: Any, num_classes: int) -> None:
+def check_labels(batch: Any, num_classes: int, may_lack: bool = False) -> None:
     """Raise ``NdkdError`` for labels that are no classes: a GPU would end with an error that cannot be caught.
 
     What is on a GPU already is not looked at, since that would wait for it; nor is a batch that is no pair, of which
     a task that reads others knows what it is.
+
+    Args:
+        batch: of a loader.
+        num_classes: C.
+        may_lack: whether images may be without a label, as those of a batch that is ``PartlyLabeled``.
     """
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         return
     target = labels_of(batch[1], num_classes)
+    if may_lack and isinstance(batch, PartlyLabeled):
+        target = _labeled(target, batch.labeled)
     if target.ndim == 2 or target.device.type != "cpu" or not len(target):
         return
     low, high = (int(extreme) for extreme in target.aminmax())
     if low < 0 or high >= num_classes:
         raise NdkdError(f"wanted labels from 0 to {num_classes - 1}, the data has {low} to {high}")
+
+
+def _labeled(target: Tensor, number: int) -> Tensor:
+    """The labels of the first so many images, of which a batch says that the others have none."""
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= len(target):
+        raise NdkdError(f"PartlyLabeled: labeled: wanted a number of images, 0 to {len(target)}, got {number!r}")
+    if target.ndim == 1 and target.device.type == "cpu" and (wrong := target[number:][target[number:] != -1].tolist()):
+        raise NdkdError(
+            f"PartlyLabeled: wanted -1 as the target of all images behind the first {number}, got {wrong[0]}; put "
+            "the images that have labels first"
+        )
+    return target[:number]
 
 
 def check_last_batch(trainer: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ndkd.data.base import HasUnlabeled
 from ndkd.distillation.objective import Objective, StepOutput, asks_for_teacher
 from ndkd.errors import NdkdError, shortened
 from ndkd.models.config import ModelConfig
@@ -19,6 +20,7 @@ from ndkd.seeds import seed_torch
 def build_for_training(module: Any) -> None:
     """Give a module that has a student its teacher, projector and objective, as far as its loss terms ask for them."""
     objective = Objective(module.losses)
+    check_unlabeled(objective, module.trainer.datamodule)
     add_known_taps(module, "student", module.student, objective.inputs)
     if asks_for_teacher(objective.inputs):
         module.teacher = _teacher(module, objective.inputs).to(memory_format=module.memory_format)
@@ -34,6 +36,16 @@ def build_for_training(module: Any) -> None:
         if model is not None and isinstance(mode, str):  # a ready model's is a method
             compile_model(model, mode, is_frozen=name == "teacher")
             module.is_compiled = True
+
+
+def check_unlabeled(objective: Objective, data: Any) -> None:
+    """Raise ``NdkdError`` if images without labels would be read for nothing."""
+    if isinstance(data, HasUnlabeled) and data.unlabeled_size and not objective.uses_unlabeled:
+        raise NdkdError(
+            f"the {data.unlabeled_size:,} images without labels would be read for nothing: each loss term "
+            f"({', '.join(objective.terms)}) reads target; add a term that compares with a teacher, such as KDLoss, "
+            "give one pseudo_labels, or leave data.init_args.unlabeled out"
+        )
 
 
 @runtime_checkable

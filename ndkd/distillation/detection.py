@@ -62,6 +62,9 @@ class DetectionDistillationModule(DistillationModule):
 
     def __init__(self, student: ModelConfig | nn.Module, losses: Mapping[str, LossTerm] | None = None, **options: Any):
         own = {name: LossTerm(nn.Identity(), inputs=[f"student.extra.{key}"]) for name, key in OWN_LOSSES.items()}
+        for name, term in (losses or {}).items():
+            if term.pseudo_labels is not None:
+                raise NdkdError(f"loss {name}: each of a detector's regions has a class; leave pseudo_labels out")
         super().__init__(student, {**own, **(losses or {})}, **options)
 
     def build_extractor(self, source: ModelConfig | nn.Module, data: Any, strict: bool = False) -> FeatureExtractor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from ndkd.data.base import PartlyLabeled
 from ndkd.distillation.accuracies import accuracies
 from ndkd.distillation.averages import EpochAverages
 from ndkd.distillation.batches import SINGLE, check_labels, check_last_batch, hard, images_and_target
@@ -187,7 +188,8 @@ class DistillationModule(ModuleWithConstants):
         if teach and self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher(images)
-        return StepOutput(student, target if teach else hard(target), teacher, self.class_means)
+        labeled = batch.labeled if isinstance(batch, PartlyLabeled) else None
+        return StepOutput(student, target if teach else hard(target), teacher, self.class_means, labeled)
 
     @torch.no_grad()
     def teacher_embeddings(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -235,7 +237,7 @@ class DistillationModule(ModuleWithConstants):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not self.trainer.predicting:
-            check_labels(batch, self.student.num_classes)
+            check_labels(batch, self.student.num_classes, may_lack=self.trainer.training)
         return batch
 
     def on_train_epoch_start(self) -> None:

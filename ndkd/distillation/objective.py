@@ -7,12 +7,20 @@ from functools import reduce
 from math import inf
 from operator import add, attrgetter
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ndkd.distillation.class_weights import ClassWeights, check_class_weights, class_weights, set_class_weights
+from ndkd.distillation.labels import (
+    Values,
+    check_is_a_mean,
+    check_is_for_labels,
+    check_pseudo_labels,
+    mean_with_pseudo_labels,
+    of_labeled,
+    value_of,
+)
 from ndkd.distillation.shares import check_shares, check_weight
 from ndkd.errors import NdkdError
 from ndkd.models.output import ModelOutput
@@ -32,6 +40,8 @@ class LossTerm:
         warmup_from: the number of the first epoch, 0 or, as some recipes count, 1.
         class_weights: how much each class counts, for a loss with a ``weight`` per class such as cross-entropy: a list
             in the order of the classes, or ``balanced``, to make up for unequal numbers of training images.
+        pseudo_labels: confidence, above 0 and at most 1, from which on the teacher's likeliest class is the label of an
+            image without one; by default a term that reads ``target`` leaves such images out.
     """
 
     loss: nn.Module
@@ -40,6 +50,7 @@ class LossTerm:
     inputs: list[str] | None = None
     warmup_from: int = 0
     class_weights: ClassWeights | None = None
+    pseudo_labels: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_from"):
@@ -48,6 +59,8 @@ class LossTerm:
         check_weight(self.weight)
         if self.class_weights is not None:
             check_class_weights(self.class_weights)
+        if self.pseudo_labels is not None:
+            check_pseudo_labels(self.pseudo_labels)
         if not isinstance(self.loss, nn.Module):
             raise NdkdError(f"loss: wanted a loss of ndkd.losses or of torch.nn, got {self.loss}")
         if self.inputs is not None and not self.inputs:
@@ -64,18 +77,23 @@ class LossTerm:
 
 @dataclass
 class StepOutput:
-    """What loss terms can name: ``student.…``, ``teacher.…``, ``class_means``, ``target``."""
+    """What loss terms can name: ``student.…``, ``teacher.…``, ``class_means``, ``target``.
+
+    ``labeled`` is how many images have a label, if not all; these come first. Of the others the target is no class.
+    """
 
     student: ModelOutput
     target: Tensor
     teacher: ModelOutput | SimpleNamespace | None = None
     class_means: Tensor | None = None
+    labeled: int | None = None
 
 
 class Objective(nn.Module):
     r"""The weighted sum of loss terms, $\sum_k w_k \min(1, e / e_k) L_k$ in epoch e; it needs no trainer.
 
-    Terms of weight 0 are left out. The caller's terms are left as they are.
+    Terms of weight 0 are left out. The caller's terms are left as they are. A term that reads ``target`` sees the
+    images that have one and, with ``pseudo_labels``, those of which the teacher is sure; of none its value is 0.
 
     Args:
         losses: the terms by name.
@@ -111,6 +129,8 @@ class Objective(nn.Module):
             if not inputs:
                 kind = type(term.loss).__name__
                 raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
+            if term.pseudo_labels is not None:
+                check_is_for_labels(name, inputs, term.class_weights is not None)
             self.terms[name] = replace(term, inputs=inputs)
             self.add_module(name, term.loss)
         if not self.terms:
@@ -125,7 +145,12 @@ class Objective(nn.Module):
     @property
     def inputs(self) -> set[str]:
         """The names of all outputs that a term reads."""
-        return {source for term in self.terms.values() for source in term.inputs or ()}
+        return {source for term in self.terms.values() for source in sources_of(term)}
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether a term learns from images without a label."""
+        return any("target" not in (t.inputs or ()) or t.pseudo_labels is not None for t in self.terms.values())
 
     def build(self, output: StepOutput, class_counts: Sequence[int] | None = None) -> None:
         """Let every loss learn the shapes of the outputs, and try all of them; wanted before the optimizer is made.
@@ -149,10 +174,13 @@ class Objective(nn.Module):
                     number = output.student.logits.shape[1]
                     set_class_weights(term.loss, class_weights(term.class_weights, number, class_counts))
                 with torch.no_grad():  # what does not fit is found before the run begins
-                    value = term.loss.eval()(*inputs_of(term, output))
+                    value = value_of(term.loss.eval(), inputs_of(term, output))
                 if not isinstance(value, Tensor) or value.ndim:
                     found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                     raise ValueError(f"wanted one number for a batch, got {found}; is its reduction mean or sum?")
+                if term.pseudo_labels is not None:
+                    with torch.no_grad():
+                        check_is_a_mean(term.loss, inputs_of(term, output))
             except (ValueError, TypeError, RuntimeError) as error:
                 raise NdkdError(f"loss {name}: {error}") from error
             term.loss.train()
@@ -177,8 +205,15 @@ class Objective(nn.Module):
 
     def _value(self, name: str, term: LossTerm, output: StepOutput) -> Tensor:
         try:
-            value: Tensor = term.loss(*inputs_of(term, output))
-            return value
+            values, labeled = inputs_of(term, output), output.labeled
+            if labeled is None or "target" not in (term.inputs or ()):
+                return value_of(term.loss, values)
+            if term.pseudo_labels is not None:
+                logits = attrgetter("teacher.logits")(output)
+                return mean_with_pseudo_labels(term.loss, values, labeled, logits, term.pseudo_labels)
+            if not labeled:  # of no image there is no mean
+                return output.student.logits[:0].float().sum()
+            return value_of(term.loss, of_labeled(values, len(output.target), labeled))
         except ValueError as error:
             raise NdkdError(f"loss {name}: {error}") from error
         except AttributeError:
@@ -203,6 +238,8 @@ def _described(name: str, term: LossTerm, share: float | None) -> str:
         weight = getattr(term.loss, "weight", None)
         known = f" {weight.min():.3g} to {weight.max():.3g}" if isinstance(weight, Tensor) else ""  # once it is built
         remarks.append(f"class weights{known}")
+    if term.pseudo_labels is not None:
+        remarks.append(f"pseudo-labels from {term.pseudo_labels:g}")
     return f"{factor}·{name} ({', '.join(remarks)})" if remarks else f"{factor}·{name}"
 
 
@@ -211,15 +248,20 @@ def asks_for_teacher(inputs: Iterable[str]) -> bool:
     return any(name.startswith("teacher.") or name in ("class_means", "student.projected") for name in inputs)
 
 
-def inputs_of(term: LossTerm, output: StepOutput) -> list[Any]:
+def sources_of(term: LossTerm) -> list[str]:
+    """The names of all outputs that a term with inputs wants, the teacher's logits for pseudo-labels among them."""
+    return [*(term.inputs or ()), *(["teacher.logits"] if term.pseudo_labels is not None else [])]
+
+
+def inputs_of(term: LossTerm, output: StepOutput) -> Values:
     """The outputs that a term names."""
-    return [attrgetter(source)(output) for source in term.inputs or ()]
+    return [(source, attrgetter(source)(output)) for source in term.inputs or ()]
 
 
 def check_inputs(name: str, term: LossTerm, output: StepOutput) -> None:
     """Raise ``NdkdError`` if a term asks for something that the step does not provide."""
     on_offer = _on_offer(output)
-    for source in term.inputs or ():
+    for source in sources_of(term):
         if source not in on_offer:
             hint = f"; set taps of the {source.split('.')[0]}" if source.endswith("feature_maps") else ""
             raise NdkdError(f"loss {name}: nothing provides {source!r}{hint}; on offer: {', '.join(on_offer)}")
@@ -244,6 +286,6 @@ def _on_offer(output: StepOutput) -> list[str]:
             names += [f"{part.name}.{name}" for name in (*there, *(f"extra.{name}" for name in vars(value.extra)))]
         elif isinstance(value, SimpleNamespace):  # of a recorded teacher, what was kept
             names += [f"{part.name}.{name}" for name in vars(value)]
-        elif value is not None:
+        elif value is not None and part.name != "labeled":
             names.append(part.name)
     return names

@@ -57,7 +57,8 @@ def _cross_entropy(objective: Objective, output: StepOutput, values: Mapping[str
     for name, term in objective.terms.items():
         if isinstance(term.loss, nn.CrossEntropyLoss) and term.inputs == ["student.logits", "target"]:
             return values[name]
-    return F.cross_entropy(output.student.logits.float(), output.target)
+    logits, target = output.student.logits[: output.labeled].float(), output.target[: output.labeled]
+    return F.cross_entropy(logits, target, reduction="sum") / max(1, len(target))
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter], scale: float) -> Tensor:
