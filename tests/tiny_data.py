@@ -5,6 +5,7 @@ import numpy as np
 
 from ndkd.data.disk_loader import sharded
 from ndkd.data.in_memory_loader import InMemoryLoader
+from ndkd.data.unlabeled import UnlabeledBeside
 
 TAPS = ["layer1", "layer2", "layer3", "avgpool"]  # of the models that are trained on them
 
@@ -38,3 +39,16 @@ class TinyData(L.LightningDataModule):
         return self.loader(self.val_images, self.val_target)
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+class TinyWithUnlabeled(TinyData):
+    """The same with 12 images without labels, one beside each labelled one."""
+
+    unlabeled_size = 12
+
+    def train_dataloader(self):
+        others = np.random.default_rng(7).integers(0, 256, (12, *self.train_images.shape[1:]), dtype=np.uint8)
+        images = np.concatenate([self.train_images, others])
+        target = np.concatenate([self.train_target, np.full(12, -1)])
+        order = UnlabeledBeside(sharded(self, len(self.train_target), True), 12, self.batch_size, 1.0)
+        return InMemoryLoader(images, target, order.batch_size, order, self.pad)

@@ -28,6 +28,7 @@ STEPS = [  # all that need code of their own; test_cifar.py has the numbers of t
     *([name] for name in WHOLE),
     ["configs/digits/student.yaml", "configs/loggers/wandb.yaml"],
     ["configs/cifar10/kd++.yaml", "configs/cifar10/overlays/outside_teacher.yaml"],
+    *(["configs/cifar10/few_labels/kd++.yaml", name] for name in CONFIGS if "/few_labels/overlays/" in name),
     [
         "configs/cifar100/r56_r20/kd++.yaml",
         "configs/cifar100/overlays/alone.yaml",
@@ -93,6 +94,10 @@ def with_cifar(workplace):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (number, 100, 200)).save(file)
     Path("data/cifar100").symlink_to("cifar10-jpeg")
+    Path("data/cifar10-few/unlabelled").mkdir(parents=True)
+    Path("data/cifar10-few/labelled").symlink_to("../cifar10-jpeg")
+    for number in range(20):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(f"data/cifar10-few/unlabelled/{number}.jpg")
     teachers = [content["model"]["init_args"].get("teacher", {}) for content in WHOLE.values()]
     teachers = {Path(teacher["checkpoint"]): (teacher["name"], 100) for teacher in teachers if teacher}
     teachers[Path("checkpoints/cifar10-jpeg-resnet56.pth")] = ("cifar/resnet56", 10)

@@ -3,6 +3,8 @@
 The GPU is played by the device ``meta``: its tensors have no values, so that whatever reads one fails.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ndkd.data.base import PartlyLabeled
 from ndkd.data.in_memory_loader import InMemoryLoader
 from ndkd.data.samplers import ShardedOrder
+from ndkd.data.unlabeled import UnlabeledBeside
 from ndkd.distillation.objective import LossTerm
 from ndkd.losses import (
     CosineLoss,
@@ -109,14 +113,18 @@ SYNCS = {
 def steps(fit, make_module):
     """Build a module as a fit does, and take two steps on a device without values; the module."""
 
-    def run(losses):
+    def run(losses, labeled=None, pseudo_labels=None):
+        sure = {type(loss).__name__: pseudo_labels if "target" in loss.inputs else None for loss in losses}
         losses = {type(loss).__name__: LossTerm(loss, warmup_epochs=2) for loss in losses}
+        losses = {name: replace(term, pseudo_labels=sure[name]) for name, term in losses.items()}
         losses["ce"] = LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"])
         module = make_module(losses, narrow=True)
         fit(module, limit_train_batches=1, limit_val_batches=0)
         module.to("meta").train()
         optimizer = module.configure_optimizers()
         batch = torch.empty(8, 3, 8, 8, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
+        if labeled is not None:
+            batch = PartlyLabeled(*batch, labeled)
         module.on_train_epoch_start()
         with NoHostSyncs(), NoNewTensors():
             for number in range(2):
@@ -137,10 +145,29 @@ def test_a_step_never_waits(steps, method):
     assert all(parameter.grad.is_meta for parameter in trained)
 
 
+@pytest.mark.parametrize("pseudo_labels", [None, 0.9])
+@pytest.mark.parametrize("method", ["KD++", "DKD++", "ReviewKD++", "NKD++, TTM, WTTM", "RLD++", "all others"])
+def test_a_step_with_unlabelled_images_never_waits(steps, method, pseudo_labels):
+    steps([loss() for loss in METHODS[method]], labeled=5, pseudo_labels=pseudo_labels)
+
+
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_wait_would_be_noticed(steps, sync):
     with pytest.raises((RuntimeError, NotImplementedError), match="(?i)meta|mask|unimplemented"):
         steps([Waiting(SYNCS[sync])])
+
+
+def test_a_batch_with_unlabelled_images_is_cut_without_waiting():
+    images, target = np.zeros((20, 6, 6, 3), np.uint8), np.array([0, 1] * 5 + [-1] * 10)
+    order = UnlabeledBeside(ShardedOrder(10, True, 0, 0, 1), 10, 4, 1.0)
+    loader = InMemoryLoader(images, target, order.batch_size, order, pad=1, flip=True, device="meta")
+    with NoHostSyncs(), NoNewTensors():
+        batches = list(loader)
+    assert [(tuple(batch.images.shape), batch.labeled) for batch in batches] == [
+        ((8, 3, 6, 6), 4),
+        ((8, 3, 6, 6), 4),
+        ((4, 3, 6, 6), 2),
+    ]
 
 
 def test_a_batch_is_cut_without_waiting():
