@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from ndkd.callbacks.auto_weights import AutoWeights
 from ndkd.callbacks.image_counts import counts
 from ndkd.callbacks.opening import described
 from ndkd.data import CIFAR10DataModule, ImageFolderDataModule, InMemoryImageFolderDataModule
@@ -16,6 +17,8 @@ from ndkd.data.base import HasUnlabeled, PartlyLabeled, labeled_part
 from ndkd.data.samplers import BalancedOrder, ShardedOrder
 from ndkd.data.unlabeled import UnlabeledBeside, mixed_apart, unlabeled_files
 from ndkd.errors import NdkdError
+from ndkd.models import build_model
+from tests.distillation.watching import Watch
 
 KINDS = {
     ImageFolderDataModule: {"image_size": 8, "num_workers": 0},
@@ -299,3 +302,20 @@ def test_mixing_keeps_both_parts_apart():
     varied = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     mixed = mixed_apart(v2.MixUp(alpha=1.0, num_classes=3), PartlyLabeled(varied, target, 4))
     assert not torch.equal(mixed.images[4:], varied[4:])  # these are mixed as well
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_takes_them(root, kind, fit, make_module, terms):
+    """Photos with MixUp as well, and a weight that is found by gradients of such batches."""
+    losses = terms("ce", "kd", "nd")
+    losses["nd"].pseudo_labels = 0.6
+    losses["kd"].weight = {"auto": 0.3}
+    module = make_module(losses, teacher=build_model("cifar/resnet8", 2))
+    mixing = {"mixup": 0.5} if kind is ImageFolderDataModule else {}
+    data = kind(root / "labelled", batch_size=4, unlabeled=root / "others", **KINDS[kind], **mixing)
+    watch = Watch()
+    trainer = fit(module, AutoWeights(), watch, data=data, epochs=2)
+    assert [batch.labeled for batch in watch.batches] == [4, 2] * 2
+    assert all((batch.target.ndim == 2) == bool(mixing) for batch in watch.batches)
+    assert all(loss.isfinite() for loss in watch.losses)
+    assert trainer.callback_metrics["train/kd"] > 0
