@@ -139,7 +139,7 @@ class ImageFolderDataModule(ClassificationDataModule):
         self.find_unlabeled(stage, self.splits, self.skips)
 
     def _find(self, stage: str | None) -> None:
-        found = image_set(self.root, self.labels, self.fractions, self.skips)
+        found = image_set(self.root, self.labels, self.fractions, self.skips, self.unlabeled)
         self.class_names, self.remarks = found.class_names, found.remarks
         self.num_classes = len(self.class_names)
         self.mixing = mixing(self.mixup, self.cutmix, self.num_classes)

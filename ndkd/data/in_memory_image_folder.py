@@ -61,7 +61,7 @@ class InMemoryImageFolderDataModule(InMemoryDataModule):
         self.keep_unlabeled(stage, self.transform, self.files, self.skips)
 
     def _find(self) -> None:
-        images_found = image_set(self.root, self.labels, {"test": self.test_fraction}, self.skips)
+        images_found = image_set(self.root, self.labels, {"test": self.test_fraction}, self.skips, self.unlabeled)
         self.class_names, self.remarks = images_found.class_names, images_found.remarks
         self.num_classes = len(self.class_names)
         self.files = images_found.splits

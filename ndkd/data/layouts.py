@@ -40,7 +40,9 @@ class Found:
         return [self.layout, *([str(self.skipped)] if self.skipped else [])]
 
 
-def image_set(root: Path, labels: Path | None, fractions: dict[str, float], skips: bool) -> Found:
+def image_set(
+    root: Path, labels: Path | None, fractions: dict[str, float], skips: bool, unlabeled: Path | None = None
+) -> Found:
     """The images of a set with the splits that are wanted of it.
 
     Args:
@@ -48,11 +50,12 @@ def image_set(root: Path, labels: Path | None, fractions: dict[str, float], skip
         labels: a CSV file that lists the images, or None.
         fractions: of ``arranged``.
         skips: leave out what cannot be read, and classes without images.
+        unlabeled: a folder of other images, which may lie beside those of the splits.
 
     Raises:
         NdkdError: of ``find_images`` and ``arranged``.
     """
-    found = find_images(root, labels, skips)
+    found = find_images(root, labels, skips, unlabeled)
     if skips:
         splits = {}
         for name, files in found.splits.items():
@@ -62,13 +65,16 @@ def image_set(root: Path, labels: Path | None, fractions: dict[str, float], skip
     return arranged(found, root, fractions)
 
 
-def find_images(root: Path, labels: Path | None = None, skip_empty: bool = False) -> Found:
+def find_images(
+    root: Path, labels: Path | None = None, skip_empty: bool = False, unlabeled: Path | None = None
+) -> Found:
     """The images below a folder, or those that a CSV file lists.
 
     Args:
         root: holds ``train`` and others (also ``Train``, ``valid``, ``validation``, …), or the folders of the classes.
         labels: a CSV file with columns ``file`` and ``label`` and, where there are splits, ``split``.
         skip_empty: a class without images is left out.
+        unlabeled: a folder that is used for something else, of which nothing is said.
 
     Raises:
         NdkdError: no such folder or file, classes that differ between splits, a class without images.
@@ -92,6 +98,8 @@ def find_images(root: Path, labels: Path | None = None, skip_empty: bool = False
     _check_same_classes(root, {folders[name].name: names for name, (names, _) in read.items()})
     layout = ", ".join(f"{folder.name}/" for folder in folders.values())
     used = [folder.name for folder in folders.values()]
+    if unlabeled is not None and Path(unlabeled).resolve().parent == root.resolve():
+        used.append(Path(unlabeled).name)
     folders_there = sorted(
         entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
     )

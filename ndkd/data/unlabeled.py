@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ MOST = 100  # unlabelled images for each labelled one
 
 def check_ratio(ratio: float) -> None:
     """Raise ``NdkdError`` unless a batch can have so many unlabelled images for each labelled one."""
-    if isinstance(ratio, bool) or not 0 < ratio < inf or ratio > MOST:
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= MOST:
         raise NdkdError(
             f"unlabeled_ratio: wanted a number above 0 and at most {MOST}, got {ratio}; to read no unlabelled images, "
             "leave unlabeled out"

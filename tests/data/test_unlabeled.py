@@ -191,7 +191,7 @@ def test_nothing_to_read(root):
         prepared(root, ImageFolderDataModule, unlabeled=root / "empty")
 
 
-@pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), 101, True])
+@pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), 101, True, None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_ratio_of_nothing(tmp_path, kind, ratio):
     with pytest.raises(NdkdError, match=rf"^unlabeled_ratio: wanted a number above 0 and at most 100, got {ratio};"):
@@ -254,6 +254,24 @@ def test_what_is_shown_of_them(root, kind):
             seen += [image.contiguous().numpy().tobytes() for image in rest]
     assert len(seen) == 12
     assert set(seen[:7]) == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_folder_may_lie_beside_those_of_the_splits(root, kind):
+    (root / "others").rename(root / "labelled/others")
+    (root / "labelled/more").mkdir()
+    data = prepared(root, kind, unlabeled=root / "labelled/others")
+    assert data.unlabeled_size == 7
+    assert data.remarks == ["train/, val/, test/; folders beside them that are not used: more"]
+    for split in ("val", "test"):
+        shutil.rmtree(root / "labelled" / split)
+    (root / "labelled/more").rmdir()
+    for place in ("others", "cat", "dog"):  # class folders alone: it would be a class
+        source = root / "labelled" / place if place == "others" else root / "labelled/train" / place
+        shutil.move(source, root / "classes" / place)
+    data = kind(root / "classes", batch_size=4, unlabeled=root / "classes/others", **KINDS[kind])
+    with pytest.raises(NdkdError, match=r"among the labelled (train|test|val) images; give a folder that has none"):
+        data.setup()
 
 
 def test_small_images_of_another_size_are_named(root):
