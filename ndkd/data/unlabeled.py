@@ -59,8 +59,8 @@ def _check_apart(folder: Path, paths: list[bytes], labeled: Mapping[str, ImageFi
     if not both:
         return
     path, split, other = both[0]
-    same = "" if os.path.realpath(path) == os.path.abspath(other) else f" ({os.fsdecode(other)})"
-    more = f" and {len(both) - 1} more" if len(both) > 1 else ""
+    same = "" if os.path.abspath(path) == os.path.abspath(other) else f" ({os.fsdecode(other)})"
+    more = f" and {len(both) - 1:,} more" if len(both) > 1 else ""
     raise NdkdError(
         f"unlabeled: {os.fsdecode(path)}{more} of {folder} {'are' if more else 'is'} among the labelled {split} "
         f"images{same}; give a folder that has none of these"
