@@ -36,7 +36,7 @@ from ndkd.stopping import is_alive
 # columns of metrics.csv that a run is compared by, by their names in a table
 MEASURED = {"angle": "features/angle_mean", "relative_norm": "features/relative_norm"}
 RESUME = "ndkd fit --ckpt_path last writes a new one"
-OWN_CONFIG = "take it from a copy, or name the configuration with --config FILE to a command that takes one"
+OWN_CONFIG = "take it from a copy, or let ndkd fit --config FILE --ckpt_path last write a new one"
 
 
 class Run:

@@ -198,7 +198,7 @@ def test_the_card_tells_where_the_student_is_from(exported, run):
         f"| acc1 | {best['test/acc1']:.4f} |",
         "| teacher | cifar/resnet20, runs/digits/teacher/checkpoints/last.ckpt |",
         "| data | ndkd.data.DigitsDataModule, train_size 40, val_size 40, batch_size 32, pad 3 |",
-        "| kd | KDLoss: temperature 4.0 | 1.0 | 10 |",
+        "| kd | KDLoss: temperature 4.0, standardize False | 1.0 | 10 |",
         "| mean | [0.305, 0.305, 0.305] |",
         "| std | [0.324, 0.324, 0.324] |",
         f"| git commit | {run.status().get('git_commit') or 'unknown'} |",
