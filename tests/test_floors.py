@@ -61,6 +61,7 @@ PACKAGES = {
     "ndkd.commands.report_figures": {"numpy", "pandas", "matplotlib", "sklearn"},
     "ndkd.commands.diagnose_teacher": {"torch", "numpy", "scipy", "torchmetrics"},
     "ndkd.commands.diagnose_page": {"numpy", "pandas", "matplotlib", "jinja2"},
+    "ndkd.commands.parsers": set(),
     "ndkd.commands.export": {"torch", "lightning"},
     "ndkd.commands.export_card": {"torch", "jinja2", "yaml"},
     "ndkd.commands.export_formats": {"torch", "safetensors", "onnxruntime"},
