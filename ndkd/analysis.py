@@ -17,6 +17,7 @@ from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.losses.common import unit_vectors
 from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.checkpoint_files import existing_file
 from ndkd.models.config import ModelConfig
 from ndkd.models.projector import Projector
 from ndkd.models.run_checkpoint import Known, check_run_checkpoint
@@ -63,7 +64,7 @@ def load_run(
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
     source: Any = module.sources["teacher"]
-    if source and (source.checkpoint is None or Path(source.checkpoint).is_file()):
+    if source and (source.checkpoint is None or existing_file(source.checkpoint)):
         module.teacher = module.build_extractor(source, data)
     return module.eval(), data
 

@@ -35,6 +35,7 @@ PACKAGES = {
     "ndkd.losses": {"torch"},
     "ndkd.models.output": {"torch"},
     "ndkd.models": {"torch", "torchvision", "timm", "safetensors", "numpy"},
+    "ndkd.models.checkpoint_files": {"huggingface_hub"},
     "ndkd.data": {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"},
     "ndkd.data.image_files": {"numpy", "PIL", "torchvision", "pillow_heif"},
     "ndkd.data.from_config": {"torch", "lightning", "jsonargparse"},

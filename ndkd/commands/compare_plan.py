@@ -13,6 +13,7 @@ from ndkd.configuration.checks import check_configs
 from ndkd.configuration.entries import differences, entry
 from ndkd.distillation.objective import asks_for_teacher
 from ndkd.errors import NdkdError, shortened, suggestion
+from ndkd.models.checkpoint_files import hub_file
 from ndkd.runs import Run
 
 # where things are kept, not what the run is
@@ -175,7 +176,9 @@ def _resolved(name: str, options: list[str]) -> dict[str, Any]:
 def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> None:
     wanted = entry(config, "model.init_args.teacher.checkpoint")
     made = [teacher.run.checkpoint(kind) for kind in ("last", "best")] if teacher else []
-    if wanted and not Path(wanted).is_file() and Path(wanted).resolve() not in [path.resolve() for path in made]:
+    if not wanted or hub_file(wanted) or Path(wanted).is_file():
+        return
+    if Path(wanted).resolve() not in [path.resolve() for path in made]:
         trains = f"--teacher trains {made[0]}" if made else "give the teacher's configuration as --teacher CONFIG"
         raise NdkdError(f"configuration {name}: its teacher {wanted} does not exist; {trains}")
 

@@ -8,6 +8,7 @@ from ndkd.configuration.arguments import values_of, with_found_configs, with_who
 from ndkd.configuration.overlays import CONFIG, with_merged_losses
 from ndkd.configuration.published import with_published
 from ndkd.errors import NdkdError, suggestion
+from ndkd.models.checkpoint_files import hub_file
 from ndkd.runs import Run
 from ndkd.trust import Trust
 
@@ -31,7 +32,7 @@ def with_stored_config(arguments: list[str]) -> list[str]:
         said = _what_was_meant(options)
         raise NdkdError(f"no configuration: {said}{' See' if said.endswith('?') else '; see'} ndkd {command} --help")
     run = Run.of_checkpoint(checkpoint[-1])
-    if not Path(checkpoint[-1]).is_file():
+    if not hub_file(checkpoint[-1]) and not Path(checkpoint[-1]).is_file():
         raise NdkdError(f"checkpoint {checkpoint[-1]} does not exist; correct --ckpt_path")
     if run is None:
         raise NdkdError(f"checkpoint {checkpoint[-1]} is not in a run folder: give its --config FILE too")

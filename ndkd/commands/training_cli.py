@@ -38,6 +38,7 @@ from ndkd.errors import NdkdError, words_of
 from ndkd.files import check_folder
 from ndkd.lock import locked
 from ndkd.models.checkpoint import read_checkpoint
+from ndkd.models.checkpoint_files import checkpoint_file
 from ndkd.models.run_checkpoint import Known, check_run_checkpoint, is_run_checkpoint
 from ndkd.runs import Run
 from ndkd.stopping import PARENT, parent_of, stop
@@ -157,7 +158,7 @@ class TrainingCLI(LightningCLI):
                 f"fit continues a run from its last checkpoint only, not from {name}: give --ckpt_path last, or start "
                 "from these weights with model.init_args.student.checkpoint"
             )
-        if not Path(name).is_file():
+        if not (file := checkpoint_file(name)).is_file():
             raise NdkdError(f"checkpoint {name} does not exist; run ndkd fit first, or name another with --ckpt_path")
         content = read_checkpoint(name)
         if not is_run_checkpoint(content):
@@ -173,7 +174,7 @@ class TrainingCLI(LightningCLI):
             known = Known.of(content).student
             student.mean = student.mean or known.get("mean")
             student.std = student.std or known.get("std")
-        return name
+        return str(file)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         writes_lines = wants_lines(config)

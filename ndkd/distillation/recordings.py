@@ -11,6 +11,7 @@ import torch
 
 from ndkd.data.base import HasMixing
 from ndkd.distillation.recorded_teacher import ABOUT, Compression, Recording
+from ndkd.models.checkpoint_files import existing_file
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
 
@@ -78,7 +79,7 @@ def identity_of(
     if teacher is not None:
         weights: str | None = digest_of_weights(teacher)
     else:
-        weights = digest_of_file(Path(str(source.checkpoint)))
+        weights = digest_of_file(str(source.checkpoint))
     return {"format": FORMAT, "teacher": about, "weights": weights, **stream, "compression": asdict(compression)}
 
 
@@ -118,9 +119,10 @@ def add_weights(digest: Any, model: torch.nn.Module) -> None:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16
 
 
-def digest_of_file(path: Path) -> str | None:
-    """None of a file that is gone."""
-    if not path.is_file():
+def digest_of_file(name: str | Path) -> str | None:
+    """None of a file that is gone, or cannot be fetched."""
+    path = existing_file(name)
+    if path is None:
         return None
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ndkd.errors import NdkdError, shortened
+from ndkd.models.checkpoint_files import SUFFIXES, checkpoint_file, hub_file
 from ndkd.models.run_checkpoint import TAKE_ANOTHER
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights")
@@ -26,24 +27,23 @@ VALUES: list[Any] = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
 ]
-SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".tar", ".safetensors")
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file, read without running code from it.
+    """The content of a checkpoint file, of this machine or ``hf://REPO/FILE``, read without running code from it.
 
     Raises:
         NdkdError: no such file, or one that is not a checkpoint.
     """
-    path = Path(path)
+    shown, path = hub_file(path) or path, checkpoint_file(path)
     if path.is_dir():
         inside = [str(file) for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
         raise NdkdError(
             f"checkpoint {path} is a folder; name a file in it" + (f": {shortened(inside)}" if inside else "")
         )
     if not path.is_file():
-        raise NdkdError(f"checkpoint {path} does not exist; train it first or correct the path")
+        raise NdkdError(f"checkpoint {shown} does not exist; train it first or correct the path")
     try:
         with torch.serialization.safe_globals(VALUES):
             content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -52,16 +52,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds a {found[1]}" if found else "it cannot be unpickled"
         raise NdkdError(
-            f"checkpoint {path} is not a plain weights file: {why}. Save its state_dict() instead"
+            f"checkpoint {shown} is not a plain weights file: {why}. Save its state_dict() instead"
         ) from error
     except Exception as error:  # damaged bytes raise errors of many kinds
         why = f"{type(error).__name__} {error}".splitlines()[0] if path.stat().st_size else "it is empty"
         why = "torch.save did not write it" if isinstance(error, KeyError) else why  # of a text, for example
-        raise NdkdError(f"checkpoint {path} is damaged, or not a checkpoint: {why}") from error
+        raise NdkdError(f"checkpoint {shown} is damaged, or not a checkpoint: {why}") from error
     if wrong:
-        raise NdkdError(f"checkpoint {path} is damaged: {wrong} has other bytes than were written; {TAKE_ANOTHER}")
+        raise NdkdError(f"checkpoint {shown} is damaged: {wrong} has other bytes than were written; {TAKE_ANOTHER}")
     if not isinstance(content, dict):
-        raise NdkdError(f"checkpoint {path}: wanted a dictionary of tensors, got a {type(content).__name__}")
+        raise NdkdError(f"checkpoint {shown}: wanted a dictionary of tensors, got a {type(content).__name__}")
     return content
 
 

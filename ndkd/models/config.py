@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ndkd.errors import NdkdError, shortened
 from ndkd.models.checkpoint import keys_in, load_weights, model_weights, read_checkpoint
+from ndkd.models.checkpoint_files import hub_file
 from ndkd.models.classes import Names, fit_classes, new_classes, published_class_names
 from ndkd.models.factory import build_model
 from ndkd.models.features import FeatureExtractor
@@ -25,7 +26,7 @@ class ModelConfig:
     Args:
         name: ``cifar/…``, ``torchvision/…``, ``timm/…`` or ``package.module:callable``, see ``build_model``.
         checkpoint: file with the weights: a plain state dict, ``{"model": …}``, ``{"state_dict": …}``, a checkpoint
-            of ndkd, or safetensors.
+            of ndkd, or safetensors; ``hf://REPO/FILE`` or ``hf://REPO@REVISION/FILE`` is one on the Hugging Face Hub.
         pretrained: weights from torchvision's or timm's hub or, with ``checkpoint``, from that file in the hub's place:
             where their classes are not the data's, the classifier is new.
         classifier: name of the classifier layer; found by itself for the usual families.
@@ -38,7 +39,7 @@ class ModelConfig:
     """
 
     name: str
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     pretrained: bool = False
     classifier: list[str] | None = None
     taps: list[str] | None = None
@@ -48,6 +49,9 @@ class ModelConfig:
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
 
     def __post_init__(self) -> None:
+        if self.checkpoint is not None:
+            wanted = hub_file(self.checkpoint)
+            self.checkpoint = str(wanted) if wanted else Path(self.checkpoint)
         for name in ("classifier", "taps", "mean", "std"):
             if getattr(self, name) is not None and not len(getattr(self, name)):
                 raise NdkdError(f"model {self.name}: {name}: wanted at least one, got none; leave it out")

@@ -16,7 +16,7 @@ MOBILENET_V2 = {"3": 24, "6": 32, "13": 96, "17": 320}  # the last block of each
 
 
 def build_detector(
-    backbone: str, num_classes: int, pretrained: bool = False, checkpoint: Path | None = None, **options: Any
+    backbone: str, num_classes: int, pretrained: bool = False, checkpoint: str | Path | None = None, **options: Any
 ) -> FasterRCNN:
     """Torchvision's Faster R-CNN on four stages of a ResNet or of MobileNetV2.
 
