@@ -67,6 +67,7 @@ PACKAGES = {
     "ndkd.commands.export_card": {"torch", "jinja2", "yaml"},
     "ndkd.commands.export_formats": {"torch", "safetensors", "onnxruntime"},
     "ndkd.commands.export_int8": {"torch", "lightning", "onnxruntime"},
+    "ndkd.commands.export_push": set(),
     "ndkd.commands.library_errors": {"torch", "torchvision", "lightning", "jsonargparse"},
 }
 

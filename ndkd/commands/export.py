@@ -18,6 +18,7 @@ from ndkd.classifier import ReadRun, read_run
 from ndkd.commands.export_card import flops, latencies, model_card, preprocessing
 from ndkd.commands.export_formats import ENDINGS, WHOLE, Network, Normalised, write_and_read
 from ndkd.commands.export_int8 import CALIBRATION, MAX_DROP, accuracies, quantized, training_images
+from ndkd.commands.export_push import check_push, front_matter, upload
 from ndkd.data.base import HasTransform
 from ndkd.data.from_config import configured, evaluation_batches, has_test
 from ndkd.data.preprocessing import photo_steps
@@ -40,6 +41,9 @@ def export(
     quantize: str | None = None,
     calibration: int | None = None,
     max_drop: float | None = None,
+    push: str | None = None,
+    private: bool = False,
+    license: str | None = None,
 ) -> None:
     """Write a checkpoint's student, in evaluation mode and without projector or hooks, and what tells how to use it.
 
@@ -56,13 +60,18 @@ def export(
         quantize: ``int8`` for weights and activations of eight bits; in ONNX alone.
         calibration: the number of training images that the activations' ranges are measured on, by default 300.
         max_drop: points of accuracy that eight bits may cost, by default 1.
+        push: a repository on the Hugging Face Hub; the folder of ``out`` is uploaded once it is whole.
+        private: nobody else may see that repository.
+        license: of the weights, as the Hub spells it.
 
     Raises:
         NdkdError: a place for the file or a checkpoint that will not do, a name that is not trusted, data that is not
-            there, a student that cannot be traced, other logits than the checkpoint's, too much accuracy lost.
+            there, a student that cannot be traced, other logits than the checkpoint's, too much accuracy lost, a
+            failed upload.
     """
     check_options(format, normalise, quantize, calibration, max_drop)
     above, trusted = writable_folder(out, format), Trust(trust, config)
+    check_push(push, private, license, out)
     read = read_run(checkpoint, trusted, "only classifiers are exported")
     original = read_original(read, normalise)
     images, data = original.prepare(original.pixels), original.data
@@ -89,7 +98,7 @@ def export(
         about |= {"run": read.run, "checkpoint": checkpoint, "epoch": read.content["epoch"], "known": read.known}
         about |= {"on": data, "photo": photo, "is_normalised": normalise, "classes": names, "is_test": has_test(data)}
         texts = {
-            "README.md": model_card(read.run, about, rows),
+            "README.md": (front_matter(format, license) if push else "") + model_card(read.run, about, rows),
             "preprocess.json": json.dumps(steps | {"class_names": list(names)}, indent=2) + "\n",
         }
         for name, text in texts.items():
@@ -98,6 +107,8 @@ def export(
     student = f"{read.model.name}, epoch {read.content['epoch']}"
     for title, text in {"student": student, **rows, "written": str(out)}.items():
         print(f"{title:<12}{text}")
+    if push:
+        print(f"{'uploaded':<12}{upload(push, private, out.parent)}")
 
 
 @dataclass

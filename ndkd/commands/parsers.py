@@ -43,6 +43,9 @@ def add_export(add: Callable[..., Any]) -> None:
     add("--quantize", choices=["int8"], help="quantize weights and activations to eight bits (onnx)")
     add("--calibration", type=int, metavar="N", help="number of training images to calibrate int8 on (default 300)")
     add("--max_drop", type=float, metavar="POINTS", help="fail if int8 costs more accuracy than this (default 1)")
+    add("--push", metavar="REPO", help="upload the folder of --out to this repository on the Hugging Face Hub")
+    add("--private", action="store_true", help="make that repository a private one")
+    add("--license", metavar="NAME", help="licence of the weights, as the Hub spells it (default unknown)")
     add("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
     add(
         "--config",
