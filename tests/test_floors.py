@@ -50,7 +50,7 @@ PACKAGES = {
     "ndkd.distillation.detection": {"torch", "torchvision"},
     "ndkd.distillation.coco_ap": {"pycocotools"},
     "ndkd.callbacks": {"torch", "torchvision", "lightning", "numpy", "safetensors", "tqdm", "PIL", "yaml"},
-    "ndkd.loggers": {"lightning", "wandb"},
+    "ndkd.loggers": {"lightning", "wandb", "mlflow"},
     "ndkd.classifier": {"torch", "PIL"},
     "ndkd.analysis": {"torch", "lightning", "numpy", "pandas", "sklearn", "matplotlib"},
     "ndkd.commands": {"torch", "numpy", "pandas", "matplotlib", "tqdm", "yaml", "jinja2", "lightning"},

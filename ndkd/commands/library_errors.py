@@ -90,7 +90,11 @@ def known_classes() -> dict[str, list[str]]:
         "transforms": _subclasses(v2, v2.Transform),
         "model": ["DistillationModule", "DetectionDistillationModule"],
         "callbacks": _subclasses(lightning.pytorch.callbacks, lightning.pytorch.Callback),
-        "logger": ["ndkd.loggers.WandbLogger", *_subclasses(lightning.pytorch.loggers, Logger)],
+        "logger": [
+            "ndkd.loggers.WandbLogger",
+            "ndkd.loggers.MLFlowLogger",
+            *_subclasses(lightning.pytorch.loggers, Logger),
+        ],
         "plugins": _subclasses(lightning.pytorch.plugins, object),
     }
 

@@ -1,5 +1,6 @@
 """Entries of nested dictionaries."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -27,3 +28,15 @@ def differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -
         elif values[0] != values[1]:
             found[f"{prefix}{key}"] = values
     return dict(sorted(found.items()))
+
+
+def flattened(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The entries of nested dictionaries under the names that they have as options.
+
+    >>> flattened({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'd': [2]}
+    """
+    found: dict[str, Any] = {}
+    for key, value in entries.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
