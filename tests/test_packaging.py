@@ -1,5 +1,7 @@
 """What is built and installed: the source distribution holds all, the wheel of it works in an empty folder."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from tests.command import REPOSITORY
 
 HELD = ("benchmarks", "configs", "docs", "ndkd", "notebooks", "results", "tests")  # folders of a source distribution
 TOPS = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "mkdocs.yml"}
-TOPS |= {"pyproject.toml", "requirements.txt", "setup.cfg", "setup.py"}
+TOPS |= {"pyproject.toml", "requirements.txt", "setup.cfg", "setup.py", "Dockerfile", ".dockerignore"}
+INSTRUCTIONS = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
 # first on the path, whatever an environment puts there
 START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ndkd.cli import main; sys.exit(main())"
@@ -88,6 +91,41 @@ def test_the_wheel_holds_the_package_and_its_configurations(wheel):
     assert held == files_below("ndkd") | {f"ndkd/{name}" for name in shipped}
     assert {"ndkd/py.typed", "ndkd/templates/report.html", "ndkd/configs/digits/kd++.yaml"} <= held
     assert shipped == {name: (REPOSITORY / name).read_bytes() for name in shipped}
+
+
+def instructions():
+    """The lines of the Dockerfile that are no comments, as (instruction, arguments)."""
+    text = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def test_the_dockerfile_installs_and_starts_ndkd_as_nobody_special():
+    lines = instructions()
+    assert {name for name, _ in lines} == INSTRUCTIONS
+    given = dict(lines)  # of each instruction the last
+    image, version = given["FROM"].split(":")
+    assert (image, re.fullmatch(r"3\.1[0-3]-slim-[a-z]+", version) is not None) == ("python", True)
+    assert [text for name, text in lines if name == "COPY"] == [". ."]
+    assert "python -m pip install" in (REPOSITORY / "README.md").read_text()
+    assert [text for name, text in lines if name == "RUN"][0] == "python -m pip install --no-cache-dir ."
+    assert (given["USER"], json.loads(given["ENTRYPOINT"])) == ("1000", ["ndkd"])
+    assert [name for name, _ in lines][-2:] == ["ENTRYPOINT", "CMD"]
+
+
+def test_what_docker_copies_is_enough_to_build_the_same_wheel(wheel, tmp_path):
+    first, *patterns = (REPOSITORY / ".dockerignore").read_text().split("\n", 1)[1].split()
+    copied = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    assert (first, patterns[len(copied) :]) == ("*", ["**/__pycache__"])
+    source = tmp_path / "source"
+    for name in copied:
+        path = REPOSITORY / name
+        source.mkdir(exist_ok=True)
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(path, source / name, ignore=skipped) if path.is_dir() else shutil.copy(path, source / name)
+    (tmp_path / "wheel").mkdir()
+    with zipfile.ZipFile(wheel) as wanted, zipfile.ZipFile(build("wheel", source, tmp_path / "wheel")) as found:
+        assert sorted(found.namelist()) == sorted(wanted.namelist())
 
 
 def test_a_teacher_is_trained_in_an_empty_folder_by_a_short_name(installed):

@@ -62,6 +62,6 @@ def upload(push: str, private: bool, folder: Path) -> str:
         hub.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Export of ndkd")
     except Exception as error:  # of whatever kind the client's own client raises
         why = str(error) if isinstance(error, NdkdError) else hub_words(error)
-        later = shlex.join(["hf", "upload", push, str(folder)])
+        later = shlex.join(["hf", "upload", *["--private"] * private, push, str(folder)])
         raise NdkdError(f"{folder} is written but not uploaded to {push}: {why}; then {later}") from error
     return str(repository)

@@ -76,6 +76,7 @@ def hub_client() -> ModuleType:
     try:
         import huggingface_hub
         import huggingface_hub.errors
+        import huggingface_hub.utils  # the package loads its modules only where they are imported
     except ImportError as error:
         raise NdkdError("the Hugging Face Hub needs a package: python -m pip install 'ndkd[hub]'") from error
     return huggingface_hub
@@ -102,7 +103,7 @@ def hub_words(error: Exception) -> str:
         return f"the Hub cannot be reached ({words_of(error)})"
     answers = {
         401: f"the Hub does not know who you are: {LOG_IN}",
-        403: f"there is no such namespace, or you may not write there: correct it, or {LOG_IN} as who may",
+        403: "there is no such namespace, or you may not write there: correct it, or log in as who may (hf auth login, HF_TOKEN)",
     }
     return answers.get(error.response.status_code, f"the Hub refuses: {words_of(error)}")
 

@@ -1,6 +1,7 @@
 """``ndkd export --push``: what is uploaded, and what is left where it cannot be; a folder stands for the Hub."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard, errors
 
 import ndkd.commands.export_card as export_card
 from ndkd.models import ModelConfig
-from tests.command import ndkd
+from tests.command import REPOSITORY, ndkd
 from tests.stub_hub import StubHub, failed
 
 CHECKPOINT = "runs/digits/teacher/checkpoints/last.ckpt"
@@ -82,7 +83,7 @@ def test_a_private_repository(export, hub):
     assert (status, err) == (
         2,
         f"ndkd: {folder} is written but not uploaded to org/seen: it is there and public: make it private on its page, "
-        f"or leave --private out; then hf upload org/seen {folder}\n",
+        f"or leave --private out; then hf upload --private org/seen {folder}\n",
     )
     assert not (hub.folder / "org/seen").exists()
 
@@ -90,7 +91,7 @@ def test_a_private_repository(export, hub):
 FAILURES = {
     "others/name": (
         None,
-        f"there is no such namespace, or you may not write there: correct it, or {LOG_IN} as who may",
+        "there is no such namespace, or you may not write there: correct it, or log in as who may (hf auth login, HF_TOKEN)",
     ),
     "org/name": (failed(errors.HfHubHTTPError, 401), f"the Hub does not know who you are: {LOG_IN}"),
     "org/away": (ConnectionError("no route\nto host"), "the Hub cannot be reached (ConnectionError: no route to host)"),
@@ -162,6 +163,16 @@ def test_without_the_client(export, monkeypatch):
     )
     assert not folder.exists()
     assert export()[1] == 0  # an export that stays here needs none
+
+
+def test_in_a_process_that_has_imported_nothing_of_the_client():
+    code = "from pathlib import Path; from ndkd.commands.export_push import *; print(front_matter('onnx', 'mit')); "
+    code += (
+        "check_push('org/name', True, None, Path('new/model.onnx')); check_push('a/b/c', False, None, Path('new/x'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert yaml.safe_load(done.stdout.split("---")[1])["tags"] == ["knowledge-distillation", "onnx"]
+    assert "NdkdError: push 'a/b/c': wanted NAME or NAMESPACE/NAME; " in done.stderr.splitlines()[-1]
 
 
 def test_a_folder_with_other_files_is_not_uploaded(export, hub, tmp_path):
