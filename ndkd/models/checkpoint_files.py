@@ -103,7 +103,7 @@ def hub_words(error: Exception) -> str:
         return f"the Hub cannot be reached ({words_of(error)})"
     answers = {
         401: f"the Hub does not know who you are: {LOG_IN}",
-        403: "there is no such namespace, or you may not write there: correct it, or log in as who may (hf auth login, HF_TOKEN)",
+        403: "there is no such namespace, or you may not write there: correct it, or log in as another",
     }
     return answers.get(error.response.status_code, f"the Hub refuses: {words_of(error)}")
 

@@ -91,7 +91,7 @@ def test_a_private_repository(export, hub):
 FAILURES = {
     "others/name": (
         None,
-        "there is no such namespace, or you may not write there: correct it, or log in as who may (hf auth login, HF_TOKEN)",
+        "there is no such namespace, or you may not write there: correct it, or log in as another",
     ),
     "org/name": (failed(errors.HfHubHTTPError, 401), f"the Hub does not know who you are: {LOG_IN}"),
     "org/away": (ConnectionError("no route\nto host"), "the Hub cannot be reached (ConnectionError: no route to host)"),
