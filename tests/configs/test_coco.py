@@ -56,7 +56,11 @@ def test_rows_are_the_published_recipe(pair, tmp_path, monkeypatch):
         found = {
             name: (
                 term["loss"]["class_path"].split(".")[-1],
-                {key: value for key, value in term["loss"].get("init_args", {}).items() if key != "eps"},
+                {
+                    key: value
+                    for key, value in term["loss"].get("init_args", {}).items()
+                    if key != "eps" and value is not False
+                },
                 term["weight"],
             )
             for name, term in terms.items()
