@@ -94,6 +94,22 @@ def built():
     return make
 
 
+def random_maps(*shapes, batch=4, **options):
+    """Feature maps of the shapes (c, h, w)."""
+    return [torch.randn(batch, *shape, **options) for shape in shapes]
+
+
+@pytest.fixture
+def with_maps(built):
+    """A loss with its layers for maps of the shapes, and such maps of student and teacher."""
+
+    def make(loss, student, teacher):
+        maps = random_maps(*student), random_maps(*teacher)
+        return built(loss, *maps), *maps
+
+    return make
+
+
 @pytest.fixture(params=["hard", "soft"])
 def target(request, tensors):
     """Class indices, and soft labels that mix the classes."""

@@ -287,6 +287,27 @@ def test_target_that_is_neither_hard_nor_soft(rejected, loss_class, target, foun
 
 
 @pytest.mark.parametrize(
+    ("target", "found"), [(torch.zeros(6, 5), "torch.float32 (6, 5)"), (torch.zeros(6), "torch.float32 (6,)")]
+)
+@pytest.mark.parametrize("loss_class", [DKDLoss, RLDLoss])
+def test_soft_target_of_a_loss_of_class_indices(rejected, loss_class, target, found):
+    rejected(loss_class(), {"target": target}, f"wanted a target of class indices (6,), got {found}")
+
+
+@pytest.mark.parametrize("gap", [100.0, 1e4])
+@pytest.mark.parametrize("loss_class", [DKDLoss, NKDLoss, RLDLoss])
+def test_finite_where_one_class_has_all_the_probability(value_and_grad, loss_class, gap):
+    function, _ = FUNCTIONS[loss_class]
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    student[:, 0] += gap
+    teacher[:, 1] += gap
+    for target in range(4):
+        value, gradient = value_and_grad(function, student, teacher, torch.full((3,), target))
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
     ("target", "found"), [([0, 1, 2, 3, 4, -1], -1), ([0, 1, 2, 3, 4, 5], 5), ([-7, 1, 2, 3, 4, 9], -7)]
 )
 @pytest.mark.parametrize("loss_class", OF_TARGETS)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ndkd.losses import ReviewKDLoss, hcl_loss
+from tests.losses.conftest import random_maps
 
 # ---- hierarchical context loss ----------------------------------------------------------------------------------
 
@@ -83,10 +84,6 @@ SHAPES = {
 }
 
 
-def random_maps(*shapes, batch=4, **options):
-    return [torch.randn(batch, *shape, **options) for shape in shapes]
-
-
 @pytest.fixture(params=SHAPES)
 def shapes(request):
     """(c, h, w) of the student's maps and of the teacher's, shallow to deep."""
@@ -94,14 +91,9 @@ def shapes(request):
 
 
 @pytest.fixture
-def review(built):
+def review(with_maps):
     """ReviewKD for maps of the shapes, and such maps."""
-
-    def make(student, teacher, **options):
-        maps = random_maps(*student), random_maps(*teacher)
-        return built(ReviewKDLoss(**options), *maps), *maps
-
-    return make
+    return lambda student, teacher, **options: with_maps(ReviewKDLoss(**options), student, teacher)
 
 
 def normalised(maps, norm):

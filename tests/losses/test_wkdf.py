@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ndkd.losses import WKDFLoss, wkdf_loss
+from tests.losses.conftest import random_maps
 
 
 def naive_gaussian(pixels, eps):
@@ -126,19 +127,10 @@ def test_maps_that_do_not_fit(student, teacher, options, message):
 # ---- adapters ---------------------------------------------------------------------------------------------------
 
 
-def random_maps(*shapes, batch=4):
-    return [torch.randn(batch, *shape) for shape in shapes]
-
-
 @pytest.fixture
-def wkdf(built):
+def wkdf(with_maps):
     """WKD-F for maps of the shapes, and such maps."""
-
-    def make(student, teacher, **options):
-        maps = random_maps(*student), random_maps(*teacher)
-        return built(WKDFLoss(**options), *maps), *maps
-
-    return make
+    return lambda student, teacher, **options: with_maps(WKDFLoss(**options), student, teacher)
 
 
 def test_an_adapter_by_hand(wkdf):
