@@ -10,8 +10,6 @@ teacher's compilation or ndkd's final test in it. What follows ``--`` goes to ``
 """
 
 import argparse
-import contextlib
-import io
 import multiprocessing
 import os
 import statistics
@@ -24,13 +22,13 @@ import lightning.pytorch as L
 import torch
 from loader import AUGMENTATION
 from losses import loop_over_samples
+from quiet import quiet_fit
 from synthetic_cifar import BATCH_SIZE, PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, write_config, write_images
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from ndkd.cli import main as ndkd
 from ndkd.data import CIFAR10DataModule
 from ndkd.models import FeatureExtractor, build_model
 from ndkd.models.projector import Projector
@@ -53,11 +51,8 @@ class FitTimer(L.Callback):
 
 
 def ours(config: Path, options: list[str]) -> float:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as errors:
-        options = ["--run_dir", folder, f"--trainer.callbacks+={__name__}.FitTimer", *options]
-        with contextlib.redirect_stdout(io.StringIO()):
-            status = ndkd(["fit", "--config", str(config), *options])
-    assert status == 0, errors.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        quiet_fit(config, "--run_dir", folder, f"--trainer.callbacks+={__name__}.FitTimer", *options)
     return FitTimer.seconds
 
 

@@ -6,13 +6,12 @@ KD++ on the digits, from the first run of the teacher, and on images of CIFAR's 
     python benchmarks/feature_statistics.py
 """
 
-import contextlib
-import io
 import tempfile
 from pathlib import Path
 
 import lightning.pytorch as L
 import numpy as np
+from quiet import quiet_fit
 from synthetic_cifar import write_config, write_images
 
 from ndkd.callbacks import FeatureStatistics
@@ -37,9 +36,7 @@ def measure(name: str, config: str, epochs: int, *options: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = (*options, f"--trainer.max_epochs={epochs}", "--trainer.num_sanity_val_steps=0", "--run_dir", folder)
         callback = f"--trainer.callbacks+={__name__}.Durations"
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-            status = ndkd(["fit", "--config", config, "--trainer.profiler=simple", callback, *options])
-        assert status == 0, errors.getvalue()
+        quiet_fit(config, "--trainer.profiler=simple", callback, *options)
         epoch = np.array([float(row["time/epoch"]) for row in Run(folder).metrics()])
     seconds = sum(np.reshape(calls, (epochs, -1)).sum(axis=1) for calls in Durations.seconds.values())
     share = seconds / epoch

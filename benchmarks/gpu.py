@@ -9,8 +9,6 @@ in between; ndkd's own loop also augments, logs and counts. All are timed after 
 """
 
 import argparse
-import contextlib
-import io
 import statistics
 import tempfile
 import time
@@ -21,13 +19,13 @@ import lightning.pytorch as L
 import torch
 from loader import AUGMENTATION
 from losses import loop_over_samples
+from quiet import quiet_fit
 from synthetic_cifar import PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, write_config, write_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from ndkd.cli import main as ndkd
 from ndkd.data import CIFAR10DataModule
 from ndkd.losses import kd_loss, nd_loss
 from ndkd.models import FeatureExtractor, build_model
@@ -127,11 +125,9 @@ def seconds_of(step: Callable[[], object], steps: int, device: torch.device) -> 
 
 def of_fit(config: Path, options: list[str]) -> float:
     EpochTimer.seconds = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as errors:
-        given = ["--run_dir", folder, f"--trainer.callbacks+={__name__}.EpochTimer", *options]
-        with contextlib.redirect_stdout(io.StringIO()):
-            status = ndkd(["fit", "--config", str(config), "--trainer.max_epochs", str(EPOCHS), *given])
-    assert status == 0, errors.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        callback = f"--trainer.callbacks+={__name__}.EpochTimer"
+        quiet_fit(config, "--trainer.max_epochs", EPOCHS, "--run_dir", folder, callback, *options)
     return statistics.median(EpochTimer.seconds[1:])
 
 

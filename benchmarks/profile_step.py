@@ -8,18 +8,15 @@ accounts for is Python's.
 """
 
 import argparse
-import contextlib
-import io
 import os
 import tempfile
 import time
 from pathlib import Path
 
 import lightning.pytorch as L
+from quiet import quiet_fit
 from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
 from torch.profiler import ProfilerActivity, profile
-
-from ndkd.cli import main as ndkd
 
 STEPS, SKIPPED = 40, 5
 CONVOLUTIONS = ("mkldnn_convolution", "convolution_backward", "_convolution", "conv2d", "slow_conv2d", "thnn_conv2d")
@@ -66,10 +63,8 @@ def measure(pair: str, options: list[str]) -> None:
         names = {"teacher asked": [], "teacher read from a recording": ["--teacher_cache", str(root / "recorded")]}
         for name, more in names.items():
             for turn in range(1 + bool(more)):  # the first one records
-                given = [f"--trainer.callbacks+={__name__}.Profiled", *more, *options]
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-                    status = ndkd(["fit", "--config", str(config), "--run_dir", str(root / f"{name}{turn}"), *given])
-                assert status == 0, errors.getvalue()
+                callback = f"--trainer.callbacks+={__name__}.Profiled"
+                quiet_fit(config, "--run_dir", root / f"{name}{turn}", callback, *more, *options)
             shown = ", ".join(f"{kind} {share:.0%}" for kind, share in Profiled.shares.items())
             print(f"{pair}, {name}: {1e3 * Profiled.seconds:.0f} ms a step; {shown}", flush=True)
 

@@ -17,7 +17,7 @@ from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasClassMeanLoader, HasFingerprint, labeled_part
 from ndkd.distillation.building import training_loader
 from ndkd.distillation.recorded_teacher import RecordedTeacher
-from ndkd.distillation.recordings import add_weights
+from ndkd.distillation.recordings import add_tensors
 from ndkd.errors import NdkdError, shortened
 
 
@@ -122,7 +122,8 @@ class ClassMeans(L.Callback):
             loader = training_loader(trainer)
         if (file := self._cache_file(module, loader)) is None:
             return self._compute(trainer, module, loader)
-        if trainer.strategy.broadcast(_is_whole(file)):  # every rank looks before any rank writes
+        # one rank looks, before it writes
+        if trainer.strategy.broadcast(trainer.is_global_zero and _is_whole(file)):
             return read_class_means(file).class_means
         means = self._compute(trainer, module, loader)
         if trainer.is_global_zero:
@@ -163,7 +164,7 @@ class ClassMeans(L.Callback):
     def _key(self, module: Any, loader: Any) -> str:
         statistics = [None if v is None else v.tolist() for v in (module.teacher.mean, module.teacher.std)]
         digest = hashlib.sha256(f"{loader.fingerprint()} {statistics} {self.max_images}".encode())
-        add_weights(digest, module.teacher)
+        add_tensors(digest, module.teacher.state_dict())
         return digest.hexdigest()[:32]
 
 

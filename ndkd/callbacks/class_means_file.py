@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ndkd.distillation.recordings import add_tensors
 from ndkd.errors import Damaged, NdkdError
 from ndkd.files import write_atomically
 
@@ -115,8 +116,7 @@ def read_class_means(path: str | Path) -> StoredMeans:
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().numpy().tobytes())
+    add_tensors(digest, dict(sorted(tensors.items())))
     return digest.hexdigest()
 
 

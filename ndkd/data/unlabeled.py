@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,7 @@ def unlabeled_files(folder: Path, labeled: Mapping[str, ImageFiles], skips: bool
     paths = list(images_below(folder, {}, skipped))
     _check_apart(folder, paths, labeled)
     if skips and paths:
-        whole = readable(paths, skipped)
-        paths = [path for path, is_good in zip(paths, whole, strict=True) if is_good]
+        paths = list(compress(paths, readable(paths, skipped)))
     if not paths:
         beside = f"; {skipped}" if skipped else ""
         raise NdkdError(f"unlabeled: {folder} holds no image (.jpg, .png, …){beside}; add some, or leave unlabeled out")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,13 @@ def stream_of(trainer: Any, loader: Any, class_names: Any) -> dict[str, Any]:
 
 def digest_of_weights(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
-    add_weights(digest, model)
+    add_tensors(digest, model.state_dict())
     return digest.hexdigest()[:16]
 
 
-def add_weights(digest: Any, model: torch.nn.Module) -> None:
-    """Let a digest of ``hashlib`` depend on a model's weights and their names."""
-    for name, tensor in model.state_dict().items():
+def add_tensors(digest: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Let a digest of ``hashlib`` depend on tensors and their names, such as a model's weights."""
+    for name, tensor in tensors.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16
 

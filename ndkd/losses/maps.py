@@ -1,6 +1,6 @@
 """What losses of feature maps share: checks of the pairs that they compare."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +24,12 @@ def map_shapes(method: str, student: HasMaps, teacher: HasMaps) -> tuple[list[tu
             f"got {student_shapes} and {teacher_shapes}"
         )
     return student_shapes, teacher_shapes
+
+
+def check_built(layers: Sized, student_maps: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` unless a loss has layers for so many maps."""
+    if len(layers) != len(student_maps):
+        raise ValueError(f"built for {len(layers)} maps, got {len(student_maps)}: call build first")
 
 
 def check_pairs(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> None:

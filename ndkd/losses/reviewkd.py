@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ndkd.losses.common import at_least_float32, check_positive
-from ndkd.losses.maps import HasMaps, check_pairs, map_shapes
+from ndkd.losses.maps import HasMaps, check_built, check_pairs, map_shapes
 
 
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -119,8 +119,7 @@ class ReviewKDLoss(nn.Module):
             self.fusions.append(fusion)
 
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-        if len(self.fusions) != len(student_maps):
-            raise ValueError(f"built for {len(self.fusions)} maps, got {len(student_maps)}: call build first")
+        check_built(self.fusions, student_maps)
         if len(student_maps) != len(teacher_maps):
             raise ValueError(f"wanted as many teacher_maps as student_maps, got {len(teacher_maps)}")
         fused, deeper = [], None

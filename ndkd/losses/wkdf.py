@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ndkd.losses.common import at_least_float32, check_not_negative, check_positive
-from ndkd.losses.maps import HasMaps, check_pairs, map_shapes
+from ndkd.losses.maps import HasMaps, check_built, check_pairs, map_shapes
 
 
 def wkdf_loss(
@@ -115,7 +115,6 @@ class WKDFLoss(nn.Module):
             self.adapters.append(nn.Sequential(*layers))
 
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-        if len(self.adapters) != len(student_maps):
-            raise ValueError(f"built for {len(self.adapters)} maps, got {len(student_maps)}: call build first")
+        check_built(self.adapters, student_maps)
         adapted = [adapter(student_map) for adapter, student_map in zip(self.adapters, student_maps, strict=True)]
         return wkdf_loss(adapted, teacher_maps, self.mean_weight, self.grid, self.eps)
