@@ -63,7 +63,7 @@ def load_run(
         module.projector = Projector(*reversed(weights["projector.2.weight"].shape))
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
-    source: Any = module.sources["teacher"]
+    source: Any = module.sources["teacher"]  # several are none that a student is compared with
     if source and (source.checkpoint is None or existing_file(source.checkpoint)):
         module.teacher = module.build_extractor(source, data)
     return module.eval(), data

@@ -120,6 +120,8 @@ class Trust:
         for entry in ("student", "teacher"):
             if (described := arguments.pop(entry, None)) is not None:
                 self.check_model(described, f"{where}.{entry}")
+        for name, described in _dictionary(arguments.pop("teachers", None) or {}, f"{where}.teachers").items():
+            self.check_model(described, f"{where}.teachers.{name}")
         for entry in ("optimizer", "lr_scheduler"):
             if (described := arguments.pop(entry, None)) is not None:
                 self._check_class(described, f"{where}.{entry}")

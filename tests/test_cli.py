@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ndkd.cli import COMMANDS
+from ndkd.configuration.entries import entry
 from ndkd.runs import Run
 from tests.command import REPOSITORY, SHORT, ndkd
 
@@ -452,11 +454,44 @@ MISTAKES = {
         ["test", "--ckpt_path", "no.ckpt"],
         "checkpoint no.ckpt does not exist; correct --ckpt_path",
     ),
+    "null in kwargs": (
+        [*KDPP, "--model.init_args.student.kwargs.widths=null"],
+        r"--model.init_args.student.kwargs.widths cannot be null by itself: give all of model.init_args.student.kw",
+    ),
+    "two kinds of teachers": (
+        [*KDPP, "--model.init_args.teachers={a: {name: cifar/resnet8}}"],
+        r"there are both teacher and teachers; leave one of them out \(teacher: null\)",
+    ),
+    "teachers without names": (
+        [*KDPP, "--model.init_args.teacher=null", "--model.init_args.teachers=cifar/resnet8"],
+        "model.teachers: wanted entries by name, got cifar/resnet8",
+    ),
+    "a diagnosis of several teachers": (
+        [
+            "diagnose",
+            *KDPP[1:],
+            "--model.init_args.teacher=null",
+            "--model.init_args.teachers={a: {name: cifar/resnet8}, b: {name: cifar/resnet8}}",
+        ],
+        r"diagnose looks at one teacher, and there are several \(a, b\): set model.init_args.teacher to one of them",
+    ),
     "a folder in a file": (
         [*KDPP, "--run_dir=broken.yaml/run"],
         "folder broken.yaml/run cannot be made: .*broken.yaml is not a folder to write in; choose another with",
     ),
 }
+
+
+@pytest.mark.parametrize("option", ["student.compile", "optimizer.init_args.foreach", "losses.nd.pseudo_labels"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_null_on_the_command_line(option, joined, workplace):
+    name = f"--model.init_args.{option}"
+    given = {"student.compile": "default", "optimizer.init_args.foreach": "true", "losses.nd.pseudo_labels": "0.9"}
+    null = [f"{name}=null"] if joined else [name, "null"]
+    for last, value in ((null, None), ([], yaml.safe_load(given[option]))):
+        status, out, err = ndkd(*KDPP, name, given[option], *last, "--print_config")
+        assert status == 0, err
+        assert entry(yaml.safe_load(out), f"model.init_args.{option}") == value
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -132,6 +132,11 @@ def test_readmes_yaml_is_the_shipped_one():
     assert shown == {name: shipped_one[name] for name in shown}
 
 
+def test_the_pages_two_teachers_are_the_shipped_ones():
+    shown = [yaml.safe_load(block) for block in blocks("models", "yaml") if "teachers:" in block]
+    assert shown == [yaml.safe_load((REPOSITORY / "configs/digits/overlays/two_teachers.yaml").read_text())]
+
+
 def test_the_overlay_does_what_the_page_says(tmp_path, monkeypatch):
     (overlay,) = [block for block in blocks("configurations", "yaml") if "null" in block]
     (tmp_path / "overlay.yaml").write_text(overlay)

@@ -212,9 +212,10 @@ def test_the_analysis_refuses_foreign_data_and_teachers(place):
     ):
         load_run(TEACHER)
     spoil_config("data.class_path", "DigitsDataModule")
-    spoil_config("model.init_args.teacher", {"name": "mine:build"})
-    with pytest.raises(NdkdError, match="--trust mine"):
-        load_run(TEACHER)
+    for entry, described in {"teacher": {"name": "mine:build"}, "teachers": {"a": {"name": "mine:build"}}}.items():
+        spoil_config(f"model.init_args.{entry}", described)
+        with pytest.raises(NdkdError, match="--trust mine"):
+            load_run(TEACHER)
     assert not Path("trace").exists()
 
 

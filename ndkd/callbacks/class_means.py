@@ -18,7 +18,9 @@ from ndkd.data.base import HasClassMeanLoader, HasFingerprint, labeled_part
 from ndkd.distillation.building import training_loader
 from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.distillation.recordings import add_tensors
+from ndkd.distillation.step_output import ONE
 from ndkd.errors import NdkdError, shortened
+from ndkd.models.ensemble import Ensemble
 
 
 class ClassMeans(L.Callback):
@@ -58,13 +60,17 @@ class ClassMeans(L.Callback):
         self.max_images, self.background_last = max_images, background_last
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        means = pl_module.class_means
-        if means is None or not means.isnan().any():  # not wanted, or restored from a checkpoint
-            return
+        for name, means in pl_module.means_by_teacher.items():
+            if means.isnan().any():  # else restored from a checkpoint
+                self._fill(trainer, pl_module, name, means)
+
+    def _fill(self, trainer: L.Trainer, module: Any, teacher: str, means: Tensor) -> None:
         if self.file is None:
-            found = self._cached_or_computed(trainer, pl_module)
+            found = self._cached_or_computed(trainer, module, teacher)
+        elif teacher != ONE:
+            raise NdkdError("class_means.file is for one teacher, and there are several; leave it out to compute them")
         else:
-            found = self._from_file(self.file, pl_module).class_means
+            found = self._from_file(self.file, module).class_means
             if found.shape != means.shape:
                 raise NdkdError(f"class means {self.file}: wanted {_size(means)} (classes × width), got {_size(found)}")
             if not found.any():
@@ -77,6 +83,8 @@ class ClassMeans(L.Callback):
         Those of the file or, where there is a teacher, its own. None where there are none to be had, and a line that
         says why: a run does not fail for a measurement.
         """
+        if isinstance(module.teacher, Ensemble):
+            return self._unmeasured(trainer, "there are several teachers")
         width = (module.student if module.projector is None else module.teacher).embedding_dim
         if self.file is not None:
             if trainer.ckpt_path and not Path(self.file).exists():
@@ -95,7 +103,7 @@ class ClassMeans(L.Callback):
             return self._unmeasured(trainer, f"the student's embeddings are {width} wide, the teacher's {wide}")
         try:
             with torch.random.fork_rng(devices=[]):
-                return StoredMeans(self._cached_or_computed(trainer, module).to(module.device))
+                return StoredMeans(self._cached_or_computed(trainer, module, ONE).to(module.device))
         except UnknownMean as error:
             return self._unmeasured(trainer, str(error))
 
@@ -110,50 +118,55 @@ class ClassMeans(L.Callback):
         if not stored.class_means.isfinite().all():
             raise NdkdError(f"class means {file}: not all numbers are finite")
         knows = module.teacher is not None and module.has_embeddings
-        stored.check(file, module.class_names, partial(_embed, module) if knows else None)
+        stored.check(file, module.class_names, partial(_embed, module.teacher) if knows else None)
         means = stored.class_means.roll(1, dims=0) if self.background_last else stored.class_means
         return replace(stored, class_means=means.to(module.device))
 
-    def _cached_or_computed(self, trainer: L.Trainer, module: Any) -> Tensor:
+    def _cached_or_computed(self, trainer: L.Trainer, module: Any, name: str) -> Tensor:
+        teacher = module.teachers[name]
         loader: Any
         if isinstance(data := _data_of(trainer), HasClassMeanLoader):
             loader = data.class_mean_dataloader(self.augment)
         else:  # foreign data: its training images as they come
             loader = training_loader(trainer)
-        if (file := self._cache_file(module, loader)) is None:
-            return self._compute(trainer, module, loader)
+        if (file := self._cache_file(teacher, loader)) is None:
+            return self._compute(trainer, module, name, loader)
         # one rank looks, before it writes
         if trainer.strategy.broadcast(trainer.is_global_zero and _is_whole(file)):
             return read_class_means(file).class_means
-        means = self._compute(trainer, module, loader)
+        means = self._compute(trainer, module, name, loader)
         if trainer.is_global_zero:
             names, shape = module.class_names, getattr(_data_of(trainer), "image_shape", None)
-            probe = _embed(module, noise(shape)).float() if shape and module.has_embeddings else None
+            probe = _embed(teacher, noise(shape)).float() if shape and module.has_embeddings else None
             stored = StoredMeans(means, names, probe, probe is not None and shape or None, str(loader.fingerprint()))
-            if not isinstance(module.teacher, RecordedTeacher) or module.teacher.may_write():
+            if not isinstance(teacher, RecordedTeacher) or teacher.may_write():
                 stored.write(file)
         return means
 
-    def _cache_file(self, module: Any, loader: Any) -> Path | None:
-        if isinstance(module.teacher, RecordedTeacher):  # which need not be there
-            return module.teacher.file(f"class_means-augment-{self.augment}-of-{self.max_images or 'all'}.safetensors")
+    def _cache_file(self, teacher: Any, loader: Any) -> Path | None:
+        if isinstance(teacher, RecordedTeacher):  # which need not be there
+            return teacher.file(f"class_means-augment-{self.augment}-of-{self.max_images or 'all'}.safetensors")
         if self.cache_dir is None:
             return None
         if not isinstance(loader, HasFingerprint):
             raise NdkdError("class_means.cache_dir: this data has no fingerprint to tell it by; leave cache_dir out")
-        return Path(self.cache_dir) / f"{self._key(module, loader)}.safetensors"
+        return Path(self.cache_dir) / f"{self._key(teacher, loader)}.safetensors"
 
-    def _compute(self, trainer: L.Trainer, module: Any, loader: Any) -> Tensor:
-        sums = ClassSums(module.num_classes, module.teacher.embedding_dim, module.device)
+    def _compute(self, trainer: L.Trainer, module: Any, name: str, loader: Any) -> Tensor:
+        sums = ClassSums(module.num_classes, module.teachers[name].embedding_dim, module.device)
         # the share of this process in the first max_images
         most = None if self.max_images is None else len(range(trainer.global_rank, self.max_images, trainer.world_size))
         seen = 0
-        for batch in tqdm(loader, desc="class means", disable=not shows_bars(trainer), leave=False, unit="batch"):
+        embeddings, whose = module.teacher_embeddings, ""
+        if name != ONE:  # a task of one's own need know of one teacher alone
+            embeddings, whose = partial(embeddings, name=name), f" of {name}"
+        bar = tqdm(loader, desc=f"class means{whose}", disable=not shows_bars(trainer), leave=False, unit="batch")
+        for batch in bar:
             if seen == most:
                 break
             batch = labeled_part(batch)
             batch = trainer.precision_plugin.convert_input(module.transfer_batch_to_device(batch, module.device, 0))
-            sums.add(*module.teacher_embeddings(batch))
+            sums.add(*embeddings(batch))
             seen += 0 if most is None else len(batch[0])  # another task's batch may be anything
         sums.reduce(trainer.strategy.reduce)
         means, absent = sums.means(module.class_names, module.allows_empty_classes)
@@ -161,10 +174,10 @@ class ClassMeans(L.Callback):
             print(f"ndkd: no region of class {shortened(absent, most=5)} for its mean: the ND loss leaves it out")
         return means
 
-    def _key(self, module: Any, loader: Any) -> str:
-        statistics = [None if v is None else v.tolist() for v in (module.teacher.mean, module.teacher.std)]
+    def _key(self, teacher: Any, loader: Any) -> str:
+        statistics = [None if v is None else v.tolist() for v in (teacher.mean, teacher.std)]
         digest = hashlib.sha256(f"{loader.fingerprint()} {statistics} {self.max_images}".encode())
-        add_tensors(digest, module.teacher.state_dict())
+        add_tensors(digest, teacher.state_dict())
         return digest.hexdigest()[:32]
 
 
@@ -180,10 +193,10 @@ def _is_whole(file: Path) -> bool:
 
 
 @torch.no_grad()
-def _embed(module: Any, images: Tensor) -> Tensor:
-    """The teacher's embeddings, by its own ``forward``: one that is compiled would be compiled again for two images."""
-    like = next(module.teacher.parameters())
-    return module.teacher.forward(images.to(like.device, like.dtype)).embedding
+def _embed(teacher: Any, images: Tensor) -> Tensor:
+    """Its embeddings, by its own ``forward``: one that is compiled would be compiled again for two images."""
+    like = next(teacher.parameters())
+    return teacher.forward(images.to(like.device, like.dtype)).embedding
 
 
 def _data_of(trainer: Any) -> Any:

@@ -14,6 +14,7 @@ from ndkd.callbacks.class_means import ClassMeans
 from ndkd.callbacks.class_means_file import StoredMeans
 from ndkd.callbacks.run_recorder import in_order
 from ndkd.distillation.recorded_teacher import RecordedTeacher
+from ndkd.models.ensemble import Ensemble
 from ndkd.runs import Run
 
 NORM_EDGES = np.geomspace(1e-2, 1e4, 241)  # 40 bins to a decade
@@ -29,6 +30,8 @@ class FeatureStatistics(Checkpoint):
     the (projected) student embeddings over the teacher's, and ``longer_than_teacher``, the share of images whose
     (projected) student embedding is at least as long as the teacher's.
 
+    Of several teachers none is the one to compare with: there are the student's norms alone.
+
     A run whose losses ask for no class means is measured against those that ``ClassMeans.reference`` finds. They
     are part of no checkpoint, and training does not see them.
 
@@ -42,12 +45,14 @@ class FeatureStatistics(Checkpoint):
         self.run = run
         self._teacher_norms: Tensor | None = None  # the evaluation set is the same every epoch
         self._reference: StoredMeans | None = None
+        self._is_compared = True  # with a teacher, of which there are not several
         self._batches: dict[str, list[Tensor]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
         source = next((callback for callback in callbacks if isinstance(callback, ClassMeans)), None)
         is_measured = pl_module.has_embeddings and trainer.limit_val_batches
+        self._is_compared = not isinstance(pl_module.teacher, Ensemble)
         if source and is_measured and pl_module.class_means is None:
             self._reference = source.reference(trainer, pl_module)
         if (
@@ -68,8 +73,15 @@ class FeatureStatistics(Checkpoint):
         # a detector's evaluation has no regions to compare
         if trainer.state.fn != "fit" or trainer.sanity_checking or outputs.student is None:
             return
-        projected = outputs.student.projected.float()
         found = {"student_norm": outputs.student.embedding.float().norm(dim=1)}
+        if self._is_compared:
+            found |= self._compared(pl_module, outputs, batch)
+        for name, values in found.items():
+            self._batches.setdefault(name, []).append(values)
+
+    def _compared(self, pl_module: Any, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """What there is of a batch beside the student's own norms, for each image."""
+        projected, found = outputs.student.projected.float(), {}
         if pl_module.projector is not None:
             found["projected_norm"] = projected.norm(dim=1)
         reference = self._reference.class_means if self._reference else None
@@ -80,12 +92,11 @@ class FeatureStatistics(Checkpoint):
             found |= {name: value.clamp(-1, 1).acos().rad2deg() for name, value in cosines.items()}
         if pl_module.teacher is not None and self._teacher_norms is None:
             found["teacher_norm"] = pl_module.teacher_embeddings(batch)[0].float().norm(dim=1)
-        for name, values in found.items():
-            self._batches.setdefault(name, []).append(values)
+        return found
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         columns = {name: torch.cat(batches) for name, batches in self._batches.items()}
-        if columns and pl_module.teacher is not None:
+        if columns and self._is_compared and pl_module.teacher is not None:
             if self._teacher_norms is None:
                 self._teacher_norms = columns["teacher_norm"]
                 if isinstance(pl_module.teacher, RecordedTeacher):

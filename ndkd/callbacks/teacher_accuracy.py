@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from tqdm import tqdm
 from ndkd.callbacks.epoch_lines import shows_bars
 from ndkd.data.base import HasFingerprint
 from ndkd.distillation.batches import hard, on_device
-from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher
+from ndkd.distillation.compression import Compression
+from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.distillation.recordings import digest_of, identity_of, is_in_a_file
+from ndkd.distillation.step_output import ONE
 from ndkd.errors import Damaged, NdkdError
 from ndkd.files import write_atomically
+from ndkd.models.ensemble import Ensemble
 from ndkd.run_checks import NUMBER
 from ndkd.runs import Run
 
@@ -59,7 +63,7 @@ class TeacherAccuracy(Checkpoint):
         places = _places(pl_module) if isinstance(loader, HasFingerprint) else []
         found = _known(self.run, places, digest) if trainer.is_global_zero else None
         found = trainer.strategy.broadcast(found)
-        if found is None and _is_loaded(pl_module.teacher):
+        if found is None and all(map(_is_loaded, pl_module.teachers.values())):
             found = {**measure(trainer, pl_module, loader, batches), "digest": digest}
             if trainer.is_global_zero:
                 _remember(places, found)
@@ -68,7 +72,8 @@ class TeacherAccuracy(Checkpoint):
             return
         self.found = found
         if trainer.is_global_zero:
-            print(f"teacher: validation {word} {found[f'val/{metric}']:.2%}")
+            said = "teachers, by the mean of their logits" if len(pl_module.teachers) > 1 else "teacher"
+            print(f"{said}: validation {word} {found[f'val/{metric}']:.2%}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -114,11 +119,15 @@ def as_in_validation(trainer: Any, module: Any) -> Iterator[None]:
 
 
 def is_of_these_classes(module: Any) -> bool:
-    """Whether there is a teacher whose logits are those of the data's classes."""
+    """Whether there is a teacher whose logits are those of the data's classes; of several, whether all are."""
     if module.teacher is None or not module.has_embeddings:
         return False
-    itself = module.teacher.model if isinstance(module.teacher, RecordedTeacher) else module.teacher
-    return module.teacher.num_classes == module.num_classes and getattr(itself, "knows_classes", True)
+    return all(_is_of_classes(teacher, module.num_classes) for teacher in module.teachers.values())
+
+
+def _is_of_classes(teacher: Any, number: int) -> bool:
+    itself = teacher.model if isinstance(teacher, RecordedTeacher) else teacher
+    return teacher.num_classes == number and getattr(itself, "knows_classes", True)
 
 
 def _is_loaded(teacher: Any) -> bool:
@@ -134,27 +143,33 @@ def _validation(trainer: Any) -> tuple[Any, float]:
 
 def _digest(trainer: Any, module: Any, loader: Any, batches: float) -> str:
     """Of all that the accuracy depends on."""
-    teacher, source, data = module.teacher, module.sources["teacher"], trainer.datamodule
+    data = trainer.datamodule
+    identities = [_identity(module.sources[name], teacher) for name, teacher in module.teachers.items()]
+    statistics = [getattr(data, "mean", None), getattr(data, "std", None)]
+    images = loader.fingerprint() if isinstance(loader, HasFingerprint) else None
+    share = [batches, getattr(loader, "batch_size", None), trainer.world_size]
+    parts = [*chain(*identities), images, share, trainer.precision, statistics, module.class_names, module.headline]
+    return digest_of(parts)
+
+
+def _identity(source: Any, teacher: Any) -> tuple[Any, Any]:
+    """What makes a teacher another, and its weights."""
     if isinstance(teacher, RecordedTeacher):
         identity = teacher.recording.identity
     else:
         identity = identity_of(source, None if is_in_a_file(source) else teacher, {}, Compression())
     about, weights = identity["teacher"], identity["weights"]
-    if weights:
-        about = {**about, "checkpoint": None}  # the same file by another name
-    statistics = [getattr(data, "mean", None), getattr(data, "std", None)]
-    images = loader.fingerprint() if isinstance(loader, HasFingerprint) else None
-    share = [batches, getattr(loader, "batch_size", None), trainer.world_size]
-    parts = [about, weights, images, share, trainer.precision, statistics, module.class_names, module.headline]
-    return digest_of(parts)
+    return {**about, "checkpoint": None} if weights else about, weights  # the same file by another name
 
 
 def _places(module: Any) -> list[Path]:
-    """Files beside the teacher in which its accuracies are kept by their digests."""
-    source, teacher = module.sources["teacher"], module.teacher
+    """Files beside the teacher, of several beside their recordings, in which accuracies are kept by their digests."""
+    recorded = [each.file("as_teacher.json") for each in module.teachers.values() if isinstance(each, RecordedTeacher)]
+    if isinstance(module.teacher, Ensemble):
+        return recorded
+    source = module.sources[ONE]
     run = Run.of_checkpoint(source.checkpoint) if is_in_a_file(source) else None
-    places = [run.as_teacher] if run else []
-    return [*places, teacher.file("as_teacher.json")] if isinstance(teacher, RecordedTeacher) else places
+    return [run.as_teacher, *recorded] if run else recorded
 
 
 def _known(run: Run, places: list[Path], digest: str) -> Values | None:

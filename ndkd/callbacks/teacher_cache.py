@@ -10,11 +10,14 @@ import torch
 
 from ndkd.callbacks.class_means_file import noise
 from ndkd.data.base import HasFingerprint
-from ndkd.distillation.building import build_teacher, image_shape
+from ndkd.distillation.building import image_shape
+from ndkd.distillation.compression import Compression
 from ndkd.distillation.detection import DetectionDistillationModule
-from ndkd.distillation.recorded_teacher import Compression, RecordedTeacher, Recording
+from ndkd.distillation.recorded_teacher import RecordedTeacher, Recording
 from ndkd.distillation.recording import Rows
 from ndkd.distillation.recordings import find_recording, identity_of, is_in_a_file, new_recording, stream_of
+from ndkd.distillation.step_output import ONE, outputs_of
+from ndkd.distillation.teachers import build_teacher
 from ndkd.errors import NdkdError
 from ndkd.models.features import FeatureExtractor
 from ndkd.seeds import seed_torch
@@ -49,7 +52,7 @@ class TeacherCache(L.Callback):
         if dir is not None and Path(dir).exists() and not Path(dir).is_dir():
             raise NdkdError(f"teacher_cache: wanted a folder, {dir} is a file")
         self.dir, self.compression = dir, Compression(dtype, top_k)
-        self.teacher: RecordedTeacher | None = None
+        self.teachers: list[RecordedTeacher] = []
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if self.dir is None or stage != "fit":
@@ -57,27 +60,28 @@ class TeacherCache(L.Callback):
         if isinstance(pl_module, DetectionDistillationModule):
             raise NdkdError("teacher_cache: a detector's regions depend on its student; leave it out")
 
-    def make_teacher(self, trainer: Any, module: Any, used: Collection[str]) -> Any:
-        """The teacher, with its recording where there can be one.
+    def make_teacher(self, trainer: Any, module: Any, name: str, used: Collection[str]) -> Any:
+        """A teacher, with its recording where there can be one.
 
         Args:
             trainer: that will train.
             module: that is being built.
+            name: of the teacher.
             used: the inputs of its loss terms.
         """
         if self.dir is None:
-            return build_teacher(module, used)
+            return build_teacher(module, name, used)
         say = print if trainer.is_global_zero else _nothing
-        names = {name.removeprefix("teacher.") for name in used if name.startswith("teacher.")}
+        who, names = "the teacher" if name == ONE else f"teacher {name}", outputs_of(name, used)
 
         def build() -> FeatureExtractor:
-            return build_teacher(module, used).to(memory_format=module.memory_format)
+            return build_teacher(module, name, used).to(memory_format=module.memory_format)
 
-        loader = _loader_or_why_not(trainer, names)
+        loader = _loader_or_why_not(trainer, name, names)
         if isinstance(loader, str):
-            say(f"ndkd: the teacher's outputs are not recorded: {loader}")
+            say(f"ndkd: {who}'s outputs are not recorded: {loader}")
             return build()
-        source = module.sources["teacher"]
+        source = module.sources[name]
         teacher = None if is_in_a_file(source) else build()
         stream = stream_of(trainer, loader, module.class_names)
         folder = Path(str(self.dir))
@@ -93,19 +97,23 @@ class TeacherCache(L.Callback):
             teacher = build()
         if is_full:
             loaded = ", and not loaded" if is_in_a_file(source) else ""
-            say(f"teacher: read from {recording.folder}, all {epochs} epochs{loaded}")
+            say(f"{who.removeprefix('the ')}: read from {recording.folder}, all {epochs} epochs{loaded}")
             teacher = None
         elif isinstance(found, Recording):
-            say(f"teacher: read from {recording.folder} where it has the epoch, else recorded there")
-        self.teacher = RecordedTeacher(recording, build, teacher, recording.names or names | KEPT, say)
+            say(f"{who.removeprefix('the ')}: read from {recording.folder} where it has the epoch, else recorded there")
+        recorded = RecordedTeacher(recording, build, teacher, recording.names or names | KEPT, say, who)
+        self.teachers.append(recorded)
         self.rows_per_epoch, self.epochs = len(loader.sampler), epochs
         seed_torch(module.seed)  # as after any teacher
-        return self.teacher
+        return recorded
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Look what a row takes, and say how much space all of them will."""
-        if (teacher := self._own(pl_module)) is None or not teacher.is_asked:
-            return
+        for teacher in self._own(pl_module):
+            if teacher.is_asked:
+                self._look(trainer, pl_module, teacher)
+
+    def _look(self, trainer: Any, pl_module: Any, teacher: RecordedTeacher) -> None:
         blank = noise(image_shape(trainer)).to(pl_module.device, pl_module.dtype)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             kept = teacher.kept_of(blank, teacher.itself(blank).forward(blank))
@@ -127,7 +135,7 @@ class TeacherCache(L.Callback):
             if wanted > free:
                 teacher.records = False
                 teacher.say(
-                    f"ndkd: the teacher's outputs are not recorded: they would take {in_words(wanted)}, and "
+                    f"ndkd: {teacher.who}'s outputs are not recorded: they would take {in_words(wanted)}, and "
                     f"{recording.folder} has {in_words(free)} left"
                 )
                 return
@@ -135,46 +143,46 @@ class TeacherCache(L.Callback):
                 recording.write_about()
         except (OSError, NdkdError) as error:
             teacher.records = False
-            teacher.say(f"ndkd: the teacher's outputs are not recorded: {error}")
+            teacher.say(f"ndkd: {teacher.who}'s outputs are not recorded: {error}")
             return
         exact = "" if self.compression == Compression() else ", not exact"
         space = f"{in_words(wanted)} for {epochs} epoch{'s' if epochs != 1 else ''}"
         if self.epochs is None:  # the trainer stops by time
             space = f"{in_words(bytes_per_epoch)} an epoch"
         if epochs or self.epochs is None:
-            teacher.say(f"teacher: recorded in {recording.folder}, {space}{exact}")
+            teacher.say(f"{teacher.who.removeprefix('the ')}: recorded in {recording.folder}, {space}{exact}")
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if (teacher := self._own(pl_module)) is not None:
+        for teacher in self._own(pl_module):
             teacher.begin_epoch(trainer.current_epoch, trainer.global_rank)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if (teacher := self._own(pl_module)) is not None:
+        for teacher in self._own(pl_module):
             teacher.end_epoch()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if (teacher := self._own(pl_module)) is not None:
+        for teacher in self._own(pl_module):
             teacher.is_paused = True
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if (teacher := self._own(pl_module)) is not None:
+        for teacher in self._own(pl_module):
             teacher.is_paused = False
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if self.teacher is not None:
-            self.teacher.leave_epoch()
+        for teacher in self.teachers:
+            teacher.leave_epoch()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
 
-    def _own(self, module: Any) -> RecordedTeacher | None:
-        return module.teacher if self.teacher is not None and module.teacher is self.teacher else None
+    def _own(self, module: Any) -> list[RecordedTeacher]:
+        return [teacher for teacher in self.teachers if any(teacher is each for each in module.teachers.values())]
 
 
-def _loader_or_why_not(trainer: Any, names: set[str]) -> Any:
+def _loader_or_why_not(trainer: Any, teacher: str, names: set[str]) -> Any:
     """A loader of the training images, or what stands in the way of a recording of these outputs."""
     if other := sorted(names - KEPT - {"embedding"}):
-        return f"a loss reads teacher.{other[0]}, which would take too much space"
+        return f"a loss reads {teacher}.{other[0]}, which would take too much space"
     if trainer.fast_dev_run:
         return "fast_dev_run leaves nothing"
     data = trainer.datamodule

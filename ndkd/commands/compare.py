@@ -13,7 +13,7 @@ import yaml
 
 from ndkd.commands.compare_figures import pictures
 from ndkd.commands.compare_jobs import Fit, run_fits
-from ndkd.commands.compare_plan import plan, read_sweep, teacher_fit, teacher_of, what_differs
+from ndkd.commands.compare_plan import described_teachers, plan, read_sweep, teacher_fit, teachers_of, what_differs
 from ndkd.commands.compare_published import notes as published_notes
 from ndkd.commands.compare_rounds import Round, check_comparisons, rounds, schedule, shown
 from ndkd.commands.compare_tables import as_table, write_tables
@@ -172,12 +172,11 @@ def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: P
         out: where the means are kept, ``class_means/NAME.safetensors``.
         write: write files that are not there.
     """
-    given = [fit.config["model"]["init_args"].get("teacher") for fit in fits]
-    entries = {_identity(entry): entry for entry in given if entry}
+    entries = {_identity(entry): entry for fit in fits for entry in described_teachers(fit.config)}
     if first and not entries:
         made = {**first.config["model"]["init_args"]["student"], "checkpoint": str(first.run.checkpoint("last"))}
         entries = {"": made}
-    wanting = [fit for fit in left if not teacher_of(fit.config) and _can_be_measured(fit.config)]
+    wanting = [fit for fit in left if not teachers_of(fit.config) and _can_be_measured(fit.config)]
     if len(entries) != 1 or not wanting:  # of two teachers none is the one
         return
     (teacher,) = entries.values()
@@ -199,7 +198,7 @@ def give_class_means(left: list[Fit], fits: list[Fit], first: Fit | None, out: P
 
 def share_teachers(fits: list[Fit], folder: Path) -> None:
     """Let the classifiers of one seed that have a teacher record what it says, or read what another has recorded."""
-    taught = [fit for fit in fits if _is_classifier(fit.config) and teacher_of(fit.config)]
+    taught = [fit for fit in fits if _is_classifier(fit.config) and teachers_of(fit.config)]
     of_seed = Counter(fit.row["seed"] for fit in taught)
     for fit in taught:
         if of_seed[fit.row["seed"]] > 1 and not fit.config["teacher_cache"]["dir"]:

@@ -11,14 +11,14 @@ from ndkd.commands.training import resolved_config
 from ndkd.configuration.arguments import default_run_dir
 from ndkd.configuration.checks import check_configs
 from ndkd.configuration.entries import differences, entry
-from ndkd.distillation.objective import asks_for_teacher
+from ndkd.distillation.step_output import ONE, asks_for, of_teacher
 from ndkd.errors import NdkdError, shortened, suggestion
 from ndkd.models.checkpoint_files import hub_file
 from ndkd.runs import Run
 
 # where things are kept, not what the run is
 PLACES = ("run_dir", "trainer.default_root_dir", "trainer.logger", "teacher_cache.dir", "published")
-OPEN = ("losses", "student.kwargs", "teacher.kwargs")  # entries of a model whose own entries are anyone's
+OPEN = ("losses", "teachers", "student.kwargs", "teacher.kwargs")  # entries of a model whose own entries are anyone's
 
 
 class Sweep(NamedTuple):
@@ -174,7 +174,11 @@ def _resolved(name: str, options: list[str]) -> dict[str, Any]:
 
 
 def _check_teacher(name: str, config: dict[str, Any], teacher: Fit | None) -> None:
-    wanted = entry(config, "model.init_args.teacher.checkpoint")
+    for each in described_teachers(config):
+        _check_checkpoint(name, each.get("checkpoint"), teacher)
+
+
+def _check_checkpoint(name: str, wanted: str | None, teacher: Fit | None) -> None:
     made = [teacher.run.checkpoint(kind) for kind in ("last", "best")] if teacher else []
     if not wanted or hub_file(wanted) or Path(wanted).is_file():
         return
@@ -194,7 +198,7 @@ def what_differs(fit: Fit) -> str | None:
     kept = fit.run.read_config() if fit.run.is_used else {}
     now, before = ({**config, **_open_entries(config)} for config in (fit.config, kept))
     # without a teacher of its own a run uses the means for its statistics alone
-    ignored = PLACES if teacher_of(fit.config) else (*PLACES, "class_means.file")
+    ignored = PLACES if teachers_of(fit.config) else (*PLACES, "class_means.file")
     for name, (value, old) in differences(now, before).items():
         if not name.startswith(ignored):
             return f"{name} {str(old)[:100]}, not {str(value)[:100]}"
@@ -219,13 +223,21 @@ def _check_protocol(fit: Fit, first: Fit) -> None:
         )
 
 
-def teacher_of(config: dict[str, Any]) -> dict[str, Any] | None:
-    """A configuration's entry of its teacher, None if no loss asks for one."""
-    terms = (config["model"]["init_args"].get("losses") or {}).values()
-    given = [
-        term["inputs"] or getattr(locate(term["loss"]["class_path"]), "inputs", ()) for term in terms if term["weight"]
-    ]
-    inputs = [name for names in given for name in names]
-    if any(term["weight"] and term.get("pseudo_labels") for term in terms):
-        inputs.append("teacher.logits")
-    return config["model"]["init_args"].get("teacher") if asks_for_teacher(inputs) else None
+def described_teachers(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A configuration's entries of teachers."""
+    model = config["model"]["init_args"]
+    return [each for each in (model.get(ONE), *(model.get("teachers") or {}).values()) if each]
+
+
+def teachers_of(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A configuration's entries of teachers, none if no loss asks for one."""
+    model = config["model"]["init_args"]
+    inputs = [source for term in (model.get("losses") or {}).values() if term["weight"] for source in _inputs(term)]
+    names = model.get("teachers") or [ONE]
+    return described_teachers(config) if any(asks_for(name, inputs) for name in names) else []
+
+
+def _inputs(term: dict[str, Any]) -> list[str]:
+    own = term["inputs"] or getattr(locate(term["loss"]["class_path"]), "inputs", ())
+    pseudo_labels = ["teacher.logits"] if term.get("pseudo_labels") else []
+    return [of_teacher(source, term.get("teacher") or ONE) for source in (*own, *pseudo_labels)]

@@ -30,6 +30,7 @@ from ndkd.configuration.arguments import default_run_dir
 from ndkd.distillation.batches import check_last_batch
 from ndkd.distillation.proxy_run import MeasuredTerms, measure_terms
 from ndkd.distillation.shares import check_share, check_shares
+from ndkd.distillation.step_output import ONE
 from ndkd.errors import NdkdError, shortened
 from ndkd.runs import Run
 
@@ -139,7 +140,12 @@ class DiagnoseCLI(TrainingCLI):
     def before_fit(self) -> None:
         if not self.model.has_embeddings:
             raise NdkdError("diagnose looks at classifiers: of a detector it can say nothing yet")
-        if self.model.sources["teacher"] is None:
+        if ONE not in self.model.sources:
+            raise NdkdError(
+                f"diagnose looks at one teacher, and there are several ({', '.join(self.model.teacher_names)}): set "
+                "model.init_args.teacher to one of them, and teachers to null"
+            )
+        if self.model.sources[ONE] is None:
             raise NdkdError(
                 "diagnose looks at a teacher and what its student learns from it, and there is none: set "
                 "model.init_args.teacher, and a loss term that reads it"

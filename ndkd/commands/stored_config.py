@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from ndkd.configuration.arguments import values_of, with_found_configs, with_whole_names, without_option
+from ndkd.configuration.arguments import values_of, with_found_configs, with_nulls, with_whole_names, without_option
 from ndkd.configuration.overlays import CONFIG, with_merged_losses
 from ndkd.configuration.published import with_published
 from ndkd.errors import NdkdError, suggestion
@@ -15,7 +15,8 @@ from ndkd.trust import Trust
 
 def in_full(arguments: list[str]) -> list[str]:
     """The words of a command with the files, entries and loss terms that they stand for."""
-    return with_merged_losses(with_published(with_stored_config(with_found_configs(with_whole_names(arguments)))))
+    given = with_stored_config(with_found_configs(with_whole_names(arguments)))
+    return with_merged_losses(with_nulls(with_published(given)))
 
 
 def with_stored_config(arguments: list[str]) -> list[str]:

@@ -1,9 +1,13 @@
 """What the words of a command line say about configurations."""
 
+import re
 from pathlib import Path
 
 from ndkd.configuration.overlays import CONFIG, spells_a_set
 from ndkd.configuration.shipped import FOLDER, find_config, lookup, shipped_name
+from ndkd.errors import NdkdError
+
+DEEP = re.compile(r"--model\.init_args\.[^.]+(\.[^.]+)+")  # entries of entries of a model
 
 
 def values_of(names: tuple[str, ...], arguments: list[str]) -> list[str]:
@@ -59,6 +63,37 @@ def with_whole_names(arguments: list[str]) -> list[str]:
         else:
             found.append(whole + argument.removeprefix(short) if name == short else argument)
     return found
+
+
+def with_nulls(arguments: list[str]) -> list[str]:
+    """The arguments with ``--model.init_args.student.ENTRY null`` and the like as configurations.
+
+    To the parser null is, so deep in the names of options, the word None.
+
+    Raises:
+        NdkdError: null for one of entries that are anyone's, which a configuration can only give all together.
+
+    >>> with_nulls(["fit", "--model.init_args.student.compile", "null", "--model.init_args.losses.nd.inputs=null"])
+    ['fit', '--config', 'model: {init_args: {student: {compile: null}}}', '--config', \
+'model: {init_args: {losses: {nd: {inputs: null}}}}']
+    """
+    found: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, is_joined, value = argument.partition("=")
+        if is_joined and value == "null" and DEEP.fullmatch(name):
+            found += ["--config", _null_at(name)]
+        elif argument == "null" and DEEP.fullmatch(before):
+            found[-1:] = ["--config", _null_at(before)]
+        else:
+            found.append(argument)
+    return found
+
+
+def _null_at(option: str) -> str:
+    if found := re.match(r"--model\.init_args\.(teachers|.+\.kwargs)\.", option):
+        raise NdkdError(f"{option} cannot be null by itself: give all of {found[0][2:-1]}, in a configuration")
+    model, *names = option.removeprefix("--").split(".")
+    return f"{model}: " + "".join(f"{{{name}: " for name in names) + "null" + "}" * len(names)
 
 
 def default_run_dir(arguments: list[str], seed: int) -> Path:

@@ -16,6 +16,13 @@ NOISE = re.compile(
     r"a dict with|Import path ndkd\.models\.ModelConfig does not)"
 )
 PRINT_CONFIG = "see ndkd fit --print_config for those that exist"
+# what is called otherwise in a configuration than in Python
+WORDS = {
+    "collections.abc.Sequence": "a list",
+    "list": "a list",
+    "collections.abc.Mapping": "entries by name",
+    "dict": "entries by name",
+}
 
 
 def one_line(
@@ -184,7 +191,7 @@ def _no_value(message: str, where: str, classes: Mapping[str, Sequence[str]]) ->
     """A value of another type than is wanted."""
     given = re.findall(r"(?:Given value|Got value): (.+)", message)
     wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]
-    wanted = [{"collections.abc.Sequence": "a list", "list": "a list"}.get(kind, kind) for kind in wanted]
+    wanted = [WORDS.get(kind, kind) for kind in wanted]
     choices = re.findall(r"Expected a typing\.Literal\[([^\]]+)\](?:\. Got value: (.+))?", message)
     if choices:
         values = dict.fromkeys(value.strip("'") for found, _ in choices for value in found.split(", "))

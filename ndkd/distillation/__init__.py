@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ndkd.distillation.objective import LossTerm, Objective, StepOutput
+from ndkd.distillation.objective import LossTerm, Objective
+from ndkd.distillation.step_output import StepOutput
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ndkd.errors import NdkdError
+from ndkd.models.output import EnsembleOutput
 
 TEACHER = "the teacher"  # no name of a term
 
@@ -29,7 +30,9 @@ class EpochAverages:
 
     def add(self, total: Tensor, values: Sequence[Tensor], teacher: Any = None) -> None:
         """Add a step, and look whether what the teacher said in it are numbers."""
-        known = (getattr(teacher, name, None) for name in ("logits", "embedding"))  # a recorded one may lack either
+        teachers = teacher.each.values() if isinstance(teacher, EnsembleOutput) else [teacher]
+        # a recorded one may lack either
+        known = (getattr(each, name, None) for each in teachers for name in ("logits", "embedding"))
         said = [part for part in known if part is not None]
         zero = torch.zeros_like(total) + sum((0 * part.detach()).float().sum() for part in said)
         self.sums += torch.stack([total, *values, zero]).detach()

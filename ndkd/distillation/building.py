@@ -1,40 +1,35 @@
 """How a module's parts come together before the first step."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ndkd.data.base import HasUnlabeled
-from ndkd.distillation.objective import Objective, StepOutput, asks_for_teacher
-from ndkd.errors import NdkdError, shortened
-from ndkd.models.config import ModelConfig
-from ndkd.models.features import FeatureExtractor
-from ndkd.models.projector import Projector
-from ndkd.models.taps import known_taps
-from ndkd.models.teacher import fold_batchnorm, freeze
-from ndkd.seeds import seed_torch
+from ndkd.distillation.known_taps import add_known_taps
+from ndkd.distillation.objective import Objective
+from ndkd.distillation.step_output import StepOutput
+from ndkd.distillation.teachers import build_teachers, check_teachers, empty_class_means, projector_of
+from ndkd.errors import NdkdError
 
 
 def build_for_training(module: Any) -> None:
-    """Give a module that has a student its teacher, projector and objective, as far as its loss terms ask for them."""
+    """Give a module that has a student teachers, projector and objective, as far as its loss terms ask for them."""
     objective = Objective(module.losses)
     check_unlabeled(objective, module.trainer.datamodule)
+    check_teachers(module.teacher_names, objective.terms)
     add_known_taps(module, "student", module.student, objective.inputs)
-    if asks_for_teacher(objective.inputs):
-        module.teacher = _teacher(module, objective.inputs).to(memory_format=module.memory_format)
-        widths = module.student.embedding_dim, module.teacher.embedding_dim
-        if "student.projected" in objective.inputs and widths[0] != widths[1]:
-            module.projector = Projector(*widths, module.projector_std)
-        if "class_means" in objective.inputs:  # the ClassMeans callback fills them
-            module.class_means = torch.full((module.student.num_classes, widths[1]), float("nan"))
+    if (teacher := build_teachers(module, objective.inputs)) is not None:
+        module.teacher = teacher.to(memory_format=module.memory_format)
+        module.projector = projector_of(module, objective.inputs)
+        module.class_means = empty_class_means(module, objective.inputs)
     objective.build(dry_forward(module), class_counts(module.trainer))
     module.objective = objective
-    for name, model in (("student", module.student), ("teacher", module.teacher)):
+    for name, model in {"student": module.student, **module.teachers}.items():
         mode = getattr(module.sources[name], "compile", None)
-        if model is not None and isinstance(mode, str):  # a ready model's is a method
-            compile_model(model, mode, is_frozen=name == "teacher")
+        if isinstance(mode, str):  # a ready model's is a method
+            compile_model(model, mode, is_frozen=name != "student")
             module.is_compiled = True
 
 
@@ -46,84 +41,6 @@ def check_unlabeled(objective: Objective, data: Any) -> None:
             f"({', '.join(objective.terms)}) reads target; add a term that compares with a teacher, such as KDLoss, "
             "give one pseudo_labels, or leave data.init_args.unlabeled out"
         )
-
-
-@runtime_checkable
-class MakesTeachers(Protocol):
-    """A callback that has a say in what the teacher is, and begins with ``build_teacher``."""
-
-    def make_teacher(self, trainer: Any, module: Any, used: Collection[str]) -> Any: ...
-
-
-def _teacher(module: Any, used: Collection[str]) -> Any:
-    callbacks: Sequence[Any] = module.trainer.callbacks
-    maker = next((callback for callback in callbacks if isinstance(callback, MakesTeachers)), None)
-    return maker.make_teacher(module.trainer, module, used) if maker else build_teacher(module, used)
-
-
-def build_teacher(module: Any, used: Collection[str]) -> FeatureExtractor:
-    """The module's teacher, frozen and, unless it was given as a ready model, with folded BatchNorm.
-
-    Args:
-        module: a ``ndkd.distillation.DistillationModule`` that is being fitted.
-        used: the inputs of its loss terms.
-
-    Raises:
-        NdkdError: no teacher although losses want one, one without weights, or of other classes than the data's.
-    """
-    source = module.sources["teacher"]
-    if source is None:
-        wanted = ", ".join(sorted({*used} - {"student.logits", "target"}))
-        raise NdkdError(f"the losses want {wanted}, but there is no teacher: set teacher.name, teacher.checkpoint")
-    if isinstance(source, ModelConfig) and not (source.brings_weights or ":" in source.name):
-        raise NdkdError(f"teacher {source.name} has no weights: set teacher.checkpoint to a file, or pretrained: true")
-    # a classifier of other classes will do where only its embedding is asked for
-    strict = any(name.startswith(("teacher.logits", "teacher.extra")) for name in used)
-    teacher = module.build_extractor(source, getattr(module.trainer, "datamodule", None), strict)
-    _check_apart(teacher, module.student)
-    freeze(teacher)
-    add_known_taps(module, "teacher", teacher, used)
-    if isinstance(source, ModelConfig):  # a ready model is its owner's
-        fold_batchnorm(teacher.model)
-    seed_torch(module.seed)  # the projector and layers of losses start the same, whatever the teacher has drawn
-    return teacher
-
-
-def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
-    """Raise ``NdkdError`` if a teacher cannot be frozen without the student, or has weights that are no numbers."""
-    own = {id(tensor): name for name, tensor in (*student.named_parameters(), *student.named_buffers())}
-    tensors = [*teacher.named_parameters(), *teacher.named_buffers()]
-    if shared := [own[id(tensor)].removeprefix("model.") for _, tensor in tensors if id(tensor) in own]:
-        raise NdkdError(
-            f"teacher and student share {shortened(shared)}: the teacher is frozen, and the student would be with it; "
-            "give a copy, copy.deepcopy(teacher)"
-        )
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            layer = name.removeprefix("model.")
-            raise NdkdError(f"teacher: not all numbers in {layer} are finite; is its checkpoint damaged?")
-
-
-def add_known_taps(module: Any, role: str, model: FeatureExtractor, used: Collection[str]) -> None:
-    """Where loss terms ask for a model's feature maps and nobody has named its taps, those of its family, if known.
-
-    Raises:
-        NdkdError: they are not; it says how to name them.
-    """
-    if f"{role}.feature_maps" not in used or model.taps or not module.needs_taps:
-        return
-    source = module.sources[role]
-    name = source.name if isinstance(source, ModelConfig) else type(model.model).__name__
-    taps = known_taps(name, model.model)
-    if not taps:
-        ready = f"FeatureExtractor({role}, taps=[LAYER, …])"
-        how = f"model.init_args.{role}.taps: [LAYER, …]" if isinstance(source, ModelConfig) else ready
-        layers = shortened([layer for layer, _ in model.model.named_children()], most=6)
-        raise NdkdError(
-            f"the losses want {role}.feature_maps, and the taps of {name} are not known: name them, shallow to deep, "
-            f"with {how}; its layers are {layers}"
-        )
-    model.add_taps(taps)
 
 
 def compile_model(model: nn.Module, mode: str, is_frozen: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ndkd.configuration.entries import differences
+from ndkd.distillation.step_output import of_teacher
 from ndkd.models.checkpoint import check_keys
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
@@ -33,8 +34,8 @@ def say_what_differs(hyper_parameters: Mapping[str, Any], checkpoint: dict[str, 
 
 def keep_class_means(module: Any, checkpoint: dict[str, Any]) -> None:
     """Store the class means among the weights: they are none of the module's, and a resumed run keeps them."""
-    if module.class_means is not None:
-        checkpoint["state_dict"]["class_means"] = module.class_means
+    for teacher, means in module.means_by_teacher.items():
+        checkpoint["state_dict"][of_teacher("class_means", teacher)] = means
 
 
 def keep_what_is_built(module: Any, checkpoint: dict[str, Any], goes_on: bool, averages: bool) -> None:
@@ -64,9 +65,15 @@ def keep_what_is_built(module: Any, checkpoint: dict[str, Any], goes_on: bool, a
 
 
 def _take_class_means(module: Any, weights: dict[str, Tensor]) -> None:
-    found, wanted = weights.get("class_means"), module.class_means
-    if found is None:
+    wanted = {of_teacher("class_means", teacher): means for teacher, means in module.means_by_teacher.items()}
+    found = {name: means for name, means in weights.items() if name in (wanted or {"class_means"})}
+    if not found:
         return
-    if wanted is not None:
-        check_keys({"class_means": wanted}, {"class_means": found}, "the checkpoint")
-    module.class_means = found.to(module.device, module.dtype)
+    if wanted:
+        check_keys({name: wanted[name] for name in found}, found, "the checkpoint")
+    moved = {name: means.to(module.device, module.dtype) for name, means in found.items()}
+    if "class_means" in moved:
+        module.class_means = moved["class_means"]
+    else:
+        named = {name.removeprefix("class_means."): means for name, means in moved.items()}
+        module.class_means = {**module.class_means, **named}

@@ -9,16 +9,19 @@ from torch import Tensor
 
 from ndkd.distillation.checkpoint import keep_class_means, keep_what_is_built, say_what_differs
 from ndkd.distillation.foreign_callbacks import averages_weights, check_callbacks
-from ndkd.models.features import FeatureExtractor
+from ndkd.models.ensemble import Ensemble
 
 NAMES = ("teacher", "class_means")
 
 
 class Constants:
-    """The teacher and its class means (C, D), where there are any; a copy of a module starts without them."""
+    """The teacher and its class means (C, D), where there are any; a copy of a module starts without them.
 
-    teacher: FeatureExtractor | None = None
-    class_means: Tensor | None = None
+    Of several teachers the teacher is all of them, and the class means are by their names.
+    """
+
+    teacher: Any = None
+    class_means: Tensor | dict[str, Tensor] | None = None
 
     def __deepcopy__(self, memo: Any) -> "Constants":
         return Constants()
@@ -30,8 +33,8 @@ class ModuleWithConstants(L.LightningModule):
     As parts they would be copied and averaged by callbacks, synchronised by DDP and stored with every checkpoint.
     """
 
-    teacher: FeatureExtractor | None
-    class_means: Tensor | None  # (C, D of the teacher)
+    teacher: Any
+    class_means: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +53,25 @@ class ModuleWithConstants(L.LightningModule):
         """Behind ``to``, ``cpu``, ``bfloat16`` and the like."""
         if self.teacher is not None:
             self.teacher._apply(fn)
-        if self.class_means is not None:
+        if isinstance(self.class_means, dict):
+            self.class_means = {name: fn(means) for name, means in self.class_means.items()}
+        elif self.class_means is not None:
             self.class_means = fn(self.class_means)
         return super()._apply(fn, recurse)
+
+    @property
+    def teachers(self) -> dict[str, Any]:
+        """Those that are built, by their names; one that is alone is ``teacher``."""
+        if isinstance(self.teacher, Ensemble):
+            return dict(self.teacher.teachers.items())
+        return {} if self.teacher is None else {"teacher": self.teacher}
+
+    @property
+    def means_by_teacher(self) -> dict[str, Tensor]:
+        """The class means (C, D) by the names of the teachers."""
+        if isinstance(self.class_means, dict):
+            return self.class_means
+        return {} if self.class_means is None else {"teacher": self.class_means}
 
     # ---- what Lightning asks of it --------------------------------------------------------------------------------
 

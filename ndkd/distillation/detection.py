@@ -12,7 +12,8 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from ndkd.distillation.coco_ap import SUMMARY, coco_ap
 from ndkd.distillation.module import DistillationModule
-from ndkd.distillation.objective import LossTerm, StepOutput
+from ndkd.distillation.objective import LossTerm
+from ndkd.distillation.step_output import StepOutput
 from ndkd.errors import NdkdError
 from ndkd.models.config import ModelConfig
 from ndkd.models.detectors import build_detector
@@ -121,10 +122,9 @@ class DetectionDistillationModule(DistillationModule):
         return StepOutput(student, torch.cat(labels), teacher, self.class_means)
 
     @torch.no_grad()
-    def teacher_embeddings(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def teacher_embeddings(self, batch: Batch, name: str = "teacher") -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (N, D) of regions that it proposes itself, and their classes (N,)."""
-        teacher: Any = self.teacher
-        model = teacher.model
+        model = self.teachers[name].model
         images, targets = model.transform(self._scaled(batch[0]), batch[1])
         levels = model.backbone(images.tensors)
         proposals, _ = model.rpn(images, levels)
@@ -141,8 +141,7 @@ class DetectionDistillationModule(DistillationModule):
     @torch.no_grad()
     def teacher_detections(self, batch: Batch) -> list[dict[str, Tensor]]:
         """What the teacher finds by itself."""
-        teacher: Any = self.teacher
-        return teacher.model(self._scaled(batch[0]))
+        return self.teacher.model(self._scaled(batch[0]))
 
     def _scaled(self, images: list[Tensor]) -> list[Tensor]:
         return [image if image.is_floating_point() else image.to(self.dtype).div_(255) for image in images]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ndkd.errors import NdkdError
 
-WHOLE = ("class_means",)  # outputs that are not of single images
+WHOLE = "class_means"  # the output that is not of single images, of several teachers class_means.NAME
 Values = list[tuple[str, Any]]  # outputs with the names that a loss term has for them, in its order
 
 
@@ -101,9 +101,11 @@ def check_is_a_mean(loss: Callable[..., Tensor], values: Values) -> None:
             return torch.arange(3, device=rows.device) % 2
         return torch.rand(3, *rows.shape[1:], generator=random).to(rows)
 
-    # class means that are all alike would hide much
-    means = [(n, torch.rand(value.shape, generator=random).to(value) if n in WHOLE else value) for n, value in values]
-    tried = _of_rows(means, number, drawn)
+    def different(name: str, value: Any) -> Any:
+        """Class means that are all alike would hide much."""
+        return torch.rand(value.shape, generator=random).to(value) if name.startswith(WHOLE) else value
+
+    tried = _of_rows([(name, different(name, value)) for name, value in values], number, drawn)
     parts = tried, _of_rows(tried, 3, lambda rows: rows[:1]), _of_rows(tried, 3, lambda rows: rows[1:])
     whole, one, two = (value_of(loss, part).double() for part in parts)
     if not torch.allclose(whole, (one + 2 * two) / 3, rtol=1e-3, atol=1e-5):
@@ -121,7 +123,7 @@ def _of_rows(values: Values, number: int, change: Callable[[Tensor], Tensor]) ->
             return change(value) if value.ndim and len(value) == number else value
         return [changed(each) for each in value] if isinstance(value, list | tuple) else value  # feature maps
 
-    return [(name, value if name in WHOLE else changed(value)) for name, value in values]
+    return [(name, value if name.startswith(WHOLE) else changed(value)) for name, value in values]
 
 
 def _target(values: Values) -> Tensor:

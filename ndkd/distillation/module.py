@@ -18,8 +18,10 @@ from ndkd.distillation.building import build_for_training, image_shape
 from ndkd.distillation.checkpoint import portable
 from ndkd.distillation.constants import ModuleWithConstants
 from ndkd.distillation.learning_rate import follow_configuration, step_plateaus
-from ndkd.distillation.objective import LossTerm, Objective, StepOutput, check_names
+from ndkd.distillation.objective import LossTerm, Objective, check_names
 from ndkd.distillation.optimization import Decay, optimizers, trained_groups, with_total_steps
+from ndkd.distillation.step_output import StepOutput
+from ndkd.distillation.teachers import check_names_of_teachers
 from ndkd.errors import NdkdError
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
@@ -38,6 +40,7 @@ class DistillationModule(ModuleWithConstants):
         student: how to build the student, or a ready model.
         losses: the loss terms by name.
         teacher: how to build the teacher, or a ready model.
+        teachers: several of them by name, instead; each is asked for what the loss terms read of it.
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning rate scheduler from the optimizer.
         lr_interval: whether the scheduler steps every epoch or every step; ``total_steps`` are filled in.
@@ -69,14 +72,16 @@ class DistillationModule(ModuleWithConstants):
         channels_last: bool = True,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
+        teachers: Mapping[str, ModelConfig | nn.Module] | None = None,
     ):
         super().__init__()
         for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
             if std is not None and not 0 <= std < inf:
                 raise NdkdError(f"{name}: wanted a standard deviation, got {std}")
+        check_names_of_teachers(teacher, teachers)
         # in a dictionary, so that a ready model is not registered a second time
-        sources = {"student": student, "teacher": teacher}
-        self.sources: dict[str, Any] = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
+        sources: dict[str, Any] = {"student": student, **(teachers or {"teacher": teacher})}
+        self.sources = {n: ModelConfig(**s) if isinstance(s, dict) else s for n, s in sources.items()}
         check_names(losses or {})
         if num_classes is not None and num_classes < 2:
             raise NdkdError(f"num_classes: wanted at least 2, got {num_classes}")
@@ -89,6 +94,11 @@ class DistillationModule(ModuleWithConstants):
         self.objective: Objective = None  # type: ignore[assignment]  # in fit alone
         self.is_compiled = False
         self.hparams.update(Known(num_classes, class_names).hyper_parameters())
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The names of all teachers that it could have; of one that is alone ``teacher``."""
+        return [name for name in self.sources if name != "student"]
 
     @property
     def num_classes(self) -> int | None:
@@ -135,8 +145,8 @@ class DistillationModule(ModuleWithConstants):
     def train(self, mode: bool = True) -> "DistillationModule":
         """Switch the student's mode; the teacher stays in evaluation mode, its BatchNorm statistics untouched."""
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+        for teacher in self.teachers.values():
+            teacher.eval()
         return self
 
     def configure_optimizers(self) -> Any:
@@ -192,10 +202,10 @@ class DistillationModule(ModuleWithConstants):
         return StepOutput(student, target if teach else hard(target), teacher, self.class_means, labeled)
 
     @torch.no_grad()
-    def teacher_embeddings(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
+    def teacher_embeddings(self, batch: Any, name: str = "teacher") -> tuple[Tensor, Tensor]:
+        """A teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
         images, target = self._read(batch)
-        return self.teacher(images).embedding, target  # type: ignore[misc]  # there is one
+        return self.teachers[name](images).embedding, target
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
         images, target = images_and_target(batch, next(self.student.parameters()).dtype, self.student.num_classes)
@@ -227,9 +237,9 @@ class DistillationModule(ModuleWithConstants):
     # ---- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        if self.class_means is not None and self.class_means.isnan().any():
+        if any(means.isnan().any() for means in self.means_by_teacher.values()):
             raise NdkdError("there are no class means: give the trainer callbacks=[ClassMeans()]")
-        if self.projector is not None:
+        if self.projector is not None and list(self.projector.parameters()):
             check_last_batch(self.trainer)
         if self.make_lr_scheduler is not None and self.trainer.global_step:  # it goes on
             make_scheduler = with_total_steps(self.make_lr_scheduler, self.trainer, self.lr_interval)

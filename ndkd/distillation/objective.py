@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf
-from operator import add, attrgetter
-from types import SimpleNamespace
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,8 @@ from ndkd.distillation.labels import (
     value_of,
 )
 from ndkd.distillation.shares import check_shares, check_weight
+from ndkd.distillation.step_output import StepOutput, of_teacher
 from ndkd.errors import NdkdError
-from ndkd.models.output import ModelOutput
 
 
 @dataclass
@@ -42,6 +41,7 @@ class LossTerm:
             in the order of the classes, or ``balanced``, to make up for unequal numbers of training images.
         pseudo_labels: confidence, above 0 and at most 1, from which on the teacher's likeliest class is the label of an
             image without one; by default a term that reads ``target`` leaves such images out.
+        teacher: the name of one of several teachers, whose outputs and class means the term's inputs are then.
     """
 
     loss: nn.Module
@@ -51,6 +51,7 @@ class LossTerm:
     warmup_from: int = 0
     class_weights: ClassWeights | None = None
     pseudo_labels: float | None = None
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_from"):
@@ -75,20 +76,6 @@ class LossTerm:
         return self.weight * min(1.0, (epoch + self.warmup_from) / self.warmup_epochs)
 
 
-@dataclass
-class StepOutput:
-    """What loss terms can name: ``student.…``, ``teacher.…``, ``class_means``, ``target``.
-
-    ``labeled`` is how many images have a label, if not all; these come first. Of the others the target is no class.
-    """
-
-    student: ModelOutput
-    target: Tensor
-    teacher: ModelOutput | SimpleNamespace | None = None
-    class_means: Tensor | None = None
-    labeled: int | None = None
-
-
 class Objective(nn.Module):
     r"""The weighted sum of loss terms, $\sum_k w_k \min(1, e / e_k) L_k$ in epoch e; it needs no trainer.
 
@@ -103,6 +90,7 @@ class Objective(nn.Module):
 
     Examples:
         >>> from ndkd.losses import KDLoss, NDLoss
+        >>> from ndkd.models.output import ModelOutput
         >>> objective = Objective({
         ...     "ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"]),
         ...     "kd": LossTerm(KDLoss(temperature=4), warmup_epochs=20),
@@ -125,7 +113,7 @@ class Objective(nn.Module):
             if term.weight == 0:
                 continue
             own: Sequence[str] = getattr(term.loss, "inputs", ())
-            inputs = list(term.inputs or own)
+            inputs = [of_teacher(source, term.teacher) if term.teacher else source for source in term.inputs or own]
             if not inputs:
                 kind = type(term.loss).__name__
                 raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
@@ -162,14 +150,16 @@ class Objective(nn.Module):
         Raises:
             NdkdError: an input that the output does not provide, a loss that the outputs or class weights do not fit.
         """
-        if output.class_means is not None:
-            output = replace(output, class_means=torch.ones_like(output.class_means))
+        if isinstance(means := output.class_means, dict):
+            output = replace(output, class_means={name: torch.ones_like(each) for name, each in means.items()})
+        elif means is not None:
+            output = replace(output, class_means=torch.ones_like(means))
         for name, term in self.terms.items():
             check_inputs(name, term, output)
             try:
                 build: Callable[..., None] | None = getattr(term.loss, "build", None)
                 if build is not None:
-                    build(output.student, output.teacher)
+                    build(output.student, output.teacher if output.teacher is None else output.value(owner_of(term)))
                 if term.class_weights is not None:
                     number = output.student.logits.shape[1]
                     set_class_weights(term.loss, class_weights(term.class_weights, number, class_counts))
@@ -209,14 +199,14 @@ class Objective(nn.Module):
             if labeled is None or "target" not in (term.inputs or ()):
                 return value_of(term.loss, values)
             if term.pseudo_labels is not None:
-                logits = attrgetter("teacher.logits")(output)
+                logits = output.value(f"{owner_of(term)}.logits")
                 return mean_with_pseudo_labels(term.loss, values, labeled, logits, term.pseudo_labels)
             if not labeled:  # of no image there is no mean
                 return output.student.logits[:0].float().sum()
             return value_of(term.loss, of_labeled(values, len(output.target), labeled))
         except ValueError as error:
             raise NdkdError(f"loss {name}: {error}") from error
-        except AttributeError:
+        except LookupError:
             check_inputs(name, term, output)
             raise
 
@@ -243,24 +233,25 @@ def _described(name: str, term: LossTerm, share: float | None) -> str:
     return f"{factor}·{name} ({', '.join(remarks)})" if remarks else f"{factor}·{name}"
 
 
-def asks_for_teacher(inputs: Iterable[str]) -> bool:
-    """Whether a teacher is wanted for these inputs of loss terms."""
-    return any(name.startswith("teacher.") or name in ("class_means", "student.projected") for name in inputs)
+def owner_of(term: LossTerm) -> str:
+    """The teacher whose outputs a term with inputs reads; ``teacher``, where there is but one, and for their mean."""
+    owners = {source.split(".")[0] for source in term.inputs or ()} - {"student", "target", "class_means"}
+    return term.teacher or (owners.pop() if len(owners) == 1 else "teacher")
 
 
 def sources_of(term: LossTerm) -> list[str]:
     """The names of all outputs that a term with inputs wants, the teacher's logits for pseudo-labels among them."""
-    return [*(term.inputs or ()), *(["teacher.logits"] if term.pseudo_labels is not None else [])]
+    return [*(term.inputs or ()), *([f"{owner_of(term)}.logits"] if term.pseudo_labels is not None else [])]
 
 
 def inputs_of(term: LossTerm, output: StepOutput) -> Values:
     """The outputs that a term names."""
-    return [(source, attrgetter(source)(output)) for source in term.inputs or ()]
+    return [(source, output.value(source)) for source in term.inputs or ()]
 
 
 def check_inputs(name: str, term: LossTerm, output: StepOutput) -> None:
     """Raise ``NdkdError`` if a term asks for something that the step does not provide."""
-    on_offer = _on_offer(output)
+    on_offer = output.on_offer()
     for source in sources_of(term):
         if source not in on_offer:
             hint = f"; set taps of the {source.split('.')[0]}" if source.endswith("feature_maps") else ""
@@ -274,18 +265,3 @@ def check_names(names: Iterable[str]) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d][\w+-]*", name) or name in taken:
             why = "is taken" if name in taken else "is not a word"
             raise NdkdError(f"losses: {name!r} {why}; name the term otherwise, for example kd")
-
-
-def _on_offer(output: StepOutput) -> list[str]:
-    names = []
-    for part in fields(output):
-        value = getattr(output, part.name)
-        if isinstance(value, ModelOutput):
-            there = [name for name in vars(value) if name != "extra" and (name != "feature_maps" or value.feature_maps)]
-            there.insert(there.index("embedding") + 1, "norm")
-            names += [f"{part.name}.{name}" for name in (*there, *(f"extra.{name}" for name in vars(value.extra)))]
-        elif isinstance(value, SimpleNamespace):  # of a recorded teacher, what was kept
-            names += [f"{part.name}.{name}" for name in vars(value)]
-        elif value is not None and part.name != "labeled":
-            names.append(part.name)
-    return names

@@ -1,6 +1,6 @@
 """The gradients of a module's loss terms before the first step, and after a few steps of a copy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def measure_terms(
     Raises:
         NdkdError: a term that cannot have its share, a copy whose gradients are not finite, no batch.
     """
-    with isolate_rng(), _asked_directly(module.teacher):
+    with isolate_rng(), _asked_directly(module.teachers.values()):
         copy = _copied(module)
         batches = _batches(trainer, module)
         copy.objective.set_weights(dict.fromkeys(shares, 0.0))
@@ -134,13 +134,13 @@ def _train(trainer: Any, module: Any, batches: Iterator[Any], steps: int, shows_
 
 
 @contextmanager
-def _asked_directly(teacher: Any) -> Iterator[None]:
-    """Inside, a teacher that is recorded answers itself: these are no training steps."""
-    before = getattr(teacher, "is_paused", None)
-    if before is not None:
+def _asked_directly(teachers: Iterable[Any]) -> Iterator[None]:
+    """Inside, teachers that are recorded answer themselves: these are no training steps."""
+    before = [(teacher, teacher.is_paused) for teacher in teachers if hasattr(teacher, "is_paused")]
+    for teacher, _ in before:
         teacher.is_paused = True
     try:
         yield
     finally:
-        if before is not None:
-            teacher.is_paused = before
+        for teacher, was_paused in before:
+            teacher.is_paused = was_paused

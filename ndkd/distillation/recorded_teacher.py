@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from math import log
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ndkd.distillation.compression import Compression
 from ndkd.distillation.recording import EpochReader, EpochWriter, Rows, Tensors
 from ndkd.errors import Damaged, NdkdError
 from ndkd.files import write_atomically
@@ -20,40 +20,6 @@ from ndkd.models.features import FeatureExtractor
 ABOUT = "about.json"
 NUMBERS = Rows({"number": ("float32", ())})
 SEEN = 8  # pixels of an image that are kept, to tell that it is the same one
-
-
-@dataclass
-class Compression:
-    """How outputs are kept in less space, at the price of exactness.
-
-    Args:
-        dtype: ``exact``, as they were computed, or ``float16``, half of float32.
-        top_k: of the logits the so many largest; the others share what is left of the probability evenly.
-    """
-
-    dtype: str = "exact"
-    top_k: int | None = None
-
-    def pack(self, outputs: Tensors) -> Tensors:
-        packed = dict(outputs)
-        if self.top_k is not None and (logits := packed.get("logits")) is not None and self.top_k < logits.shape[1]:
-            logits = packed.pop("logits").float()
-            values, indices = logits.topk(self.top_k, dim=1)
-            rest = logits.scatter(1, indices, float("-inf")).logsumexp(dim=1)
-            packed |= {"top_logits": values, "top_classes": indices.int(), "rest": rest}
-        if self.dtype == "float16":
-            packed = {name: t.half() if t.is_floating_point() else t for name, t in packed.items()}
-        return packed
-
-    def unpack(self, packed: Tensors, num_classes: int) -> Tensors:
-        found = dict(packed)
-        if self.dtype == "float16":
-            found = {name: t.float() if t.is_floating_point() else t for name, t in found.items()}
-        if "rest" in found:
-            values, indices, rest = (found.pop(name) for name in ("top_logits", "top_classes", "rest"))
-            each = rest - log(num_classes - values.shape[1])
-            found["logits"] = each[:, None].repeat(1, num_classes).scatter(1, indices.long(), values)
-        return found
 
 
 @dataclass
@@ -104,6 +70,7 @@ class RecordedTeacher(nn.Module):
         teacher: it, where it is built already.
         names: the outputs that are kept.
         say: prints a line.
+        who: the teacher, in such a line.
     """
 
     def __init__(
@@ -113,9 +80,11 @@ class RecordedTeacher(nn.Module):
         teacher: FeatureExtractor | None,
         names: Collection[str],
         say: Callable[[str], None] = print,
+        who: str = "the teacher",
     ):
         super().__init__()
         self.recording, self.build, self.names, self.say = recording, build, sorted(names), say
+        self.who = who
         self.model, self.how_to_compile = teacher, dict[str, Any]()
         self.is_new = teacher is None  # the first question is that for the shapes
         self.is_paused = False  # between training steps
@@ -162,7 +131,7 @@ class RecordedTeacher(nn.Module):
         if self.reader is not None and not self.is_paused:
             if (kept := self.reader.take(len(images))) is not None:
                 return self._replayed(kept, images)
-            self._leave(f"{self.recording.folder} ends before the epoch does: the teacher goes on")
+            self._leave(f"{self.recording.folder} ends before the epoch does: {self.who} goes on")
         output = self.itself(images)(images)
         if self.writer is not None and not self.is_paused:
             self._record(images, output)
@@ -251,7 +220,7 @@ class RecordedTeacher(nn.Module):
         if self.writer is not None:
             self.writer.discard()
         self.writer = None
-        self.say(f"ndkd: the teacher's outputs are not recorded any more: {why.strerror or why}; the run goes on")
+        self.say(f"ndkd: {self.who}'s outputs are not recorded any more: {why.strerror or why}; the run goes on")
 
     # ---- a step -----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ndkd.data.base import HasMixing
-from ndkd.distillation.recorded_teacher import ABOUT, Compression, Recording
+from ndkd.distillation.compression import Compression
+from ndkd.distillation.recorded_teacher import ABOUT, Recording
 from ndkd.models.checkpoint_files import existing_file
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ndkd.distillation.objective import Objective, StepOutput
+from ndkd.distillation.objective import Objective
+from ndkd.distillation.step_output import StepOutput
 
 
 class TermGradient(NamedTuple):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ class ModelOutput:
     """(N, C)."""
     embedding: Tensor
     """(N, D): the input of the classifier layer, before a dropout that precedes it."""
-    projected: Tensor | None = None
-    """(N, D of the teacher): the embedding through the projector; the embedding itself where the widths agree."""
+    projected: Tensor | dict[str, Tensor] | None = None
+    """(N, D of the teacher): the embedding through the projector; the embedding itself where the widths agree. Of
+    several teachers, one for each by its name."""
     feature_maps: list[Tensor] = field(default_factory=list)
     """Shallow to deep, each (B, c, h, w)."""
     extra: SimpleNamespace = field(default_factory=SimpleNamespace)
@@ -31,3 +33,20 @@ class ModelOutput:
         """(N,): the length of the embedding, in float32; a loss that needs no more of a teacher should ask for this."""
         length: Tensor = torch.linalg.vector_norm(self.embedding.float(), dim=1)
         return length
+
+
+@dataclass
+class EnsembleOutput:
+    """What several teachers say of the same images.
+
+    Args:
+        each: the outputs of each, by its name: a ``ModelOutput``, or what was recorded of one.
+    """
+
+    each: dict[str, Any]
+
+    @property
+    def logits(self) -> Tensor:
+        r"""(N, C), in float32: the mean $\frac{1}{K} \sum_k t^k$ over the K teachers."""
+        mean: Tensor = torch.stack([output.logits.float() for output in self.each.values()]).mean(dim=0)
+        return mean

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from ndkd.callbacks import FeatureStatistics, TeacherCache
+from ndkd.distillation.compression import Compression
 from ndkd.distillation.objective import LossTerm
-from ndkd.distillation.recorded_teacher import Compression
 from ndkd.errors import NdkdError
 from ndkd.losses import L2Loss
 from ndkd.models import FeatureExtractor, ModelConfig, build_model

@@ -171,6 +171,23 @@ def test_runs_of_a_seed_share_what_their_teacher_says(teacher, given, shared):
     assert {run for run, words in options.items() if "--teacher_cache out/teacher_cache" in words} == shared
 
 
+def test_several_teachers(teacher):
+    both = f"{KDPP},configs/digits/overlays/two_teachers.yaml"
+    status, _, err = ndkd("compare", "--out", "out", STUDENT, KDPP, both)
+    assert status == 2
+    said = "ndkd: configuration two_teachers: its teacher runs/digits/resnet8x4/checkpoints/last.ckpt does not exist; "
+    assert said in err
+    Path("runs/digits/resnet8x4/checkpoints").mkdir(parents=True)
+    Path("runs/digits/resnet8x4/checkpoints/last.ckpt").touch()
+    assert ndkd("compare", "--out", "out", STUDENT, KDPP, both)[0] == 0
+    options = {call.run: " ".join(call.options) for call in calls().itertuples()}
+    shared = {run for run, words in options.items() if "--teacher_cache out/teacher_cache" in words}
+    assert shared == {"kd++-seed0", "two_teachers-seed0"}
+    assert "class_means" not in options["student-seed0"]  # of two teachers none is the one
+    assert ndkd("compare", "--out", "out", STUDENT, KDPP, both)[0] == 0
+    assert len(calls()) == 3
+
+
 def test_a_sweep_trains_with_each_weight(teacher):
     command = ["compare", "--sweep", "nd", 0, 0.5, 1e-05, "--seeds", 0, 1, "--out", "out", STUDENT, KDPP]
     assert ndkd(*command)[0] == 0

@@ -36,6 +36,7 @@ STEPS = [  # all that need code of their own; test_cifar.py has the numbers of t
     ],
     *([f"{pair}/kd++.yaml", f"{pair}/overlays/reviewkd++.yaml"] for pair in map(Path.as_posix, PAIRS)),
     *(["configs/digits/kd++.yaml", name] for name in CONFIGS if name.startswith("configs/digits/overlays/newer/")),
+    ["configs/digits/kd++.yaml", "configs/digits/overlays/two_teachers.yaml"],
 ]
 CIFAR10_TEACHER = "fit --config configs/cifar10/student.yaml --model.init_args.student.name cifar/resnet56"
 CIFAR10_TEACHER = [*CIFAR10_TEACHER.split(), "--run_dir", "runs/cifar10/teacher"]
@@ -102,6 +103,7 @@ def with_cifar(workplace):
     teachers = {Path(teacher["checkpoint"]): (teacher["name"], 100) for teacher in teachers if teacher}
     teachers[Path("checkpoints/cifar10-jpeg-resnet56.pth")] = ("cifar/resnet56", 10)
     teachers[Path("runs/cifar100/r56_r20_short/teacher/checkpoints/last.ckpt")] = ("cifar/resnet56", 10)
+    teachers[Path("checkpoints/digits-resnet8x4.pth")] = ("cifar/resnet8x4", 10)
     teachers[Path("runs/flowers/teacher/checkpoints/last.ckpt")] = ("timm/tf_efficientnet_lite0", 2)
     for file, (name, num_classes) in teachers.items():
         if file.parts[0] == "checkpoints" or num_classes < 100:
@@ -145,6 +147,8 @@ def test_config_takes_a_step(configs, with_cifar, with_images, monkeypatch):
         options += ["--data.init_args.batch_size=4", "--class_means.cache_dir=cache"]
     if "imagefolder" in configs[0] or "flowers" in configs[0]:
         options += [*SMALL, "--data.init_args.root=FOLDER"]
+    if "two_teachers" in configs[-1]:
+        options += ["--model.init_args.teachers.resnet8x4.checkpoint=checkpoints/digits-resnet8x4.pth"]
     if "flowers" in configs[0]:
         options += ["--class_means.cache_dir=cache"]
     if configs[0] == "configs/imagefolder/kd++.yaml":

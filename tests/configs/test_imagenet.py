@@ -262,7 +262,7 @@ def test_row_is_built(name, row, place, monkeypatch):
     monkeypatch.setattr(DistillationModule, "configure_model", configure_model)
     monkeypatch.setattr(DistillationModule, "cpu", lambda module: module)
     monkeypatch.setattr("ndkd.distillation.module.portable", lambda config, built: {})  # it reads numbers, and so does
-    monkeypatch.setattr("ndkd.distillation.building._check_apart", lambda teacher, student: None)
+    monkeypatch.setattr("ndkd.distillation.teachers._check_apart", lambda teacher, student, who: None)
     command = ROWS.get((name, row), ["fit", "--config", DEIT])
     status, _, err = ndkd(*command, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu")
     assert (status, err) == (2, "ndkd: that is enough\n")

@@ -21,6 +21,7 @@ NESTED = """Parser key "model":
 
 PATH = 'Parser key "data":\n  Expected a dot import path string: Digits'
 OPTION = "Parser key \"data\":\n  Option 'batch' is not accepted"
+MAPPING = "Parser key \"model.teachers\":\n  Expected a <class 'collections.abc.Mapping'>\n  Given value: a"
 OTHER = 'Parser key "data":\n  something\n  else'
 
 
@@ -31,6 +32,7 @@ OTHER = 'Parser key "data":\n  something\n  else'
         (PATH, "data: there is no class Digits; known: A, B"),
         (OPTION, "data: there is no entry batch; see ndkd fit --print_config for those that exist"),
         (OTHER, "data: something; else"),
+        (MAPPING, "model.teachers: wanted entries by name, got a"),
         ("Unrecognized arguments:\n --x", "there is no option --x; see ndkd fit --help-all"),
         ("unrecognized arguments: --run_di x", "there is no option --run_di; did you mean --run_dir?"),
         ("unrecognized arguments: x y", "unrecognized arguments: x y; options begin with --"),

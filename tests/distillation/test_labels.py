@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from ndkd.callbacks import TeacherCache
-from ndkd.commands.compare_plan import teacher_of
+from ndkd.commands.compare_plan import teachers_of
 from ndkd.data.base import PartlyLabeled
 from ndkd.distillation.batches import check_labels
 from ndkd.distillation.detection import DetectionDistillationModule
@@ -321,7 +321,7 @@ def test_nobody_is_sure_without_a_teacher():
         "pseudo_labels": 0.9,
     }
     resolved = {"model": {"init_args": {"losses": {"ce": config}, "teacher": {"name": "cifar/resnet8"}}}}
-    assert teacher_of(resolved) == {"name": "cifar/resnet8"}
+    assert teachers_of(resolved) == [{"name": "cifar/resnet8"}]
 
 
 def test_a_detector_has_no_use_for_them():

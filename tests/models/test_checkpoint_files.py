@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from ndkd.analysis import load_run
 from ndkd.commands.compare_plan import _check_teacher
-from ndkd.distillation.recorded_teacher import Compression
+from ndkd.distillation.compression import Compression
 from ndkd.distillation.recordings import identity_of
 from ndkd.models import ModelConfig, build_model
 from ndkd.models.checkpoint import read_checkpoint
