@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
@@ -103,6 +103,26 @@ def test_one_photo_and_a_place_for_the_table(runs, tmp_path):
     status, _, err = run_ndkd(*command, "--out", out)
     assert status == 0, err
     assert [row["file"] for row in rows(out)] == ["new/dog/1.png"]
+
+
+def test_a_table_of_other_photos_is_kept(runs, tmp_path):
+    """Two folders of one name; the same folder again, by another name for it, is no other."""
+    command = ["predict", "--ckpt_path", runs["folder"] / "checkpoints" / "last.ckpt", "--images"]
+    for name in ("one", "two"):
+        copytree("new", tmp_path / name / "daily")
+    table = runs["folder"] / "predictions_of_daily.csv"
+    for _ in range(2):
+        assert run_ndkd(*command, tmp_path / "one" / "daily")[0] == 0
+    before = table.read_bytes()
+    status, _, err = run_ndkd(*command, tmp_path / "two" / "daily")
+    assert status == 2
+    first = tmp_path / "one" / "daily" / "cat" / "0.png"
+    assert (
+        err == f"ndkd: {table} has the predictions of other photos, {first} the first: name a table with --out FILE\n"
+    )
+    assert table.read_bytes() == before
+    assert run_ndkd(*command, tmp_path / "two" / "daily", "--out", table)[0] == 0
+    assert table.read_bytes() != before
 
 
 def test_a_photo_that_cannot_be_read(runs, tmp_path):

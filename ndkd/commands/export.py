@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ndkd.classifier import ReadRun, read_run
@@ -20,7 +22,7 @@ from ndkd.commands.export_formats import ENDINGS, WHOLE, Network, Normalised, wr
 from ndkd.commands.export_int8 import CALIBRATION, MAX_DROP, accuracies, quantized, training_images
 from ndkd.commands.export_push import check_push, front_matter, upload
 from ndkd.data.base import HasTransform
-from ndkd.data.from_config import configured, evaluation_batches, has_test
+from ndkd.data.from_config import configured, evaluation_batches, has_test, made
 from ndkd.data.preprocessing import photo_steps
 from ndkd.errors import NdkdError
 from ndkd.files import check_folder, sync_folder, write_atomically
@@ -29,6 +31,7 @@ from ndkd.models import build_model
 from ndkd.trust import Trust
 
 BESIDE = ("README.md", "preprocess.json")
+NOISE = (256, 320)  # height and width of a photo
 
 
 def export(
@@ -73,7 +76,7 @@ def export(
     above, trusted = writable_folder(out, format), Trust(trust, config)
     check_push(push, private, license, out)
     read = read_run(checkpoint, trusted, "only classifiers are exported")
-    original = read_original(read, normalise)
+    original = read_original(read, normalise, on_images=quantize is not None)
     images, data = original.prepare(original.pixels), original.data
     shape, names = images.shape[1:], read.known.class_names or [str(k) for k in range(read.num_classes)]
     photo = photo_steps(data.transform) if isinstance(data, HasTransform) else None
@@ -120,7 +123,8 @@ class Original:
         fresh: another of its kind, with other weights.
         prepare: makes what the network takes of pixels (B, c, h, w) in [0, 1].
         data: ready to evaluate on.
-        pixels: its first batch.
+        pixels: its first batch or, where its images are gone, noise.
+        seen: which of them, in words.
         wanted: the checkpoint's logits for it.
     """
 
@@ -129,24 +133,25 @@ class Original:
     prepare: Callable[[Tensor], Tensor]
     data: L.LightningDataModule
     pixels: Tensor
+    seen: str
     wanted: Tensor
 
 
-def read_original(read: ReadRun, normalise: bool) -> Original:
-    """The network in a checkpoint, which normalises by itself if ``normalise``."""
+def read_original(read: ReadRun, normalise: bool, on_images: bool) -> Original:
+    """The network in a checkpoint, which normalises by itself if ``normalise``; ``on_images`` that have to be there."""
     model, count = read.model, read.num_classes
     student = model.build(count, None, None).eval()
     plain, fresh = (build_model(model.name, count, **model.kwargs).eval() for _ in range(2))
     plain.load_state_dict(student.model.state_dict())
-    data, pixels = first_images(read.settings["data"])
+    data, pixels, seen = first_images(read.settings["data"], on_images)
     with torch.no_grad():
         wanted = student(pixels).logits
     mean, std = student.mean, student.std
     if mean is None or std is None:
-        return Original(plain, fresh, Tensor.contiguous, data, pixels, wanted)
+        return Original(plain, fresh, Tensor.contiguous, data, pixels, seen, wanted)
     if normalise:
-        return Original(Normalised(plain, mean, std).eval(), fresh, Tensor.contiguous, data, pixels, wanted)
-    return Original(plain, fresh, lambda pixels: (pixels - mean) / std, data, pixels, wanted)
+        return Original(Normalised(plain, mean, std).eval(), fresh, Tensor.contiguous, data, pixels, seen, wanted)
+    return Original(plain, fresh, lambda pixels: (pixels - mean) / std, data, pixels, seen, wanted)
 
 
 def measured(loaded: Network, original: Original, file: Path, out: Path) -> dict[str, str]:
@@ -160,9 +165,8 @@ def measured(loaded: Network, original: Original, file: Path, out: Path) -> dict
     if not difference <= 1e-4:  # nor if it is no number
         found = f"read back, its logits differ from the checkpoint's by {difference:.1e} of the largest"
         raise NdkdError(f"{out} is not written: {found}; choose another --format")
-    on = type(original.data).__name__
     return {
-        "difference": f"{difference:.1e} of the largest logit, on {len(images)} images of {on}",
+        "difference": f"{difference:.1e} of the largest logit, on {len(images)} {original.seen}",
         "parameters": f"{sum(parameter.numel() for parameter in original.network.parameters()):,}",
         "compute": f"{flops(original.network, images[:1]) / 1e6:,.1f} MFLOPs an image; a multiply-add counts as two",
         "file": f"{file.stat().st_size / 1e6:,.2f} MB",
@@ -263,9 +267,21 @@ def writable_folder(out: Path, format: str) -> Path:
     return check_folder(out.parent, "--out FILE")
 
 
-def first_images(config: dict[str, Any]) -> tuple[L.LightningDataModule, Tensor]:
-    """A DataModule and its first batch to test on, or else to validate on: (B, c, h, w) in [0, 1]."""
-    data = configured(config)
+def first_images(config: dict[str, Any], are_needed: bool) -> tuple[L.LightningDataModule, Tensor, str]:
+    """A DataModule, its first batch to test on, or else to validate on, (B, c, h, w) in [0, 1], and what it shows.
+
+    Where the images are gone and not needed, photos of noise do as well to compare a file with its checkpoint.
+    """
+    try:
+        data = configured(config)
+    except NdkdError as error:
+        data = made(config)
+        if are_needed or not isinstance(data, HasTransform):
+            raise
+        print(f"ndkd: the file is compared with its checkpoint on noise, for the run's images are not there: {error}")
+        random = np.random.default_rng(0)
+        photos = [Image.fromarray(random.integers(0, 256, (*NOISE, 3), dtype=np.uint8)) for _ in range(8)]
+        return data, torch.stack([data.transform(photo) for photo in photos]) / 255, "photos of noise"
     for images, _ in evaluation_batches(data):
-        return data, images.contiguous()
+        return data, images.contiguous(), f"images of {type(data).__name__}"
     raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")

@@ -1,5 +1,6 @@
 """``ndkd predict --images``: the classes of new photos, as CSV."""
 
+import csv
 import os
 from collections.abc import Sequence
 from itertools import compress
@@ -42,6 +43,8 @@ def predict(
     name = images[0].absolute().stem if len(images) == 1 else ""
     file = out or run.path / f"predictions_of_{name or 'images'}.csv"
     check_folder(file.parent, "--out FILE")
+    if out is None:
+        check_not_of_others(file, images)
     if on_error == "skip":
         photos = list(compress(photos, readable(photos, skipped)))
     names = [os.fsdecode(photo) for photo in photos]
@@ -52,6 +55,20 @@ def predict(
     write_rows(file, rows, COLUMNS)
     number = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
     print("; ".join([f"predictions: {file} ({number})", *([str(skipped)] if skipped else [])]))
+
+
+def check_not_of_others(table: Path, images: Sequence[Path]) -> None:
+    """Raise ``NdkdError`` if a table, whose name is not the user's choice, has the predictions of other photos."""
+    try:
+        with open(table, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            before = next(csv.DictReader(lines), {}).get("file")
+    except OSError:  # there is none
+        return
+    ways = [(Path(before or ""), images), (Path(before or "").absolute(), [place.absolute() for place in images])]
+    if before and not any(photo.is_relative_to(place) for photo, places in ways for place in places):
+        raise NdkdError(
+            f"{table} has the predictions of other photos, {before} the first: name a table with --out FILE"
+        )
 
 
 def photos_in(place: Path, skipped: Skipped) -> list[bytes]:

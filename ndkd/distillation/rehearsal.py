@@ -86,7 +86,16 @@ def _rehearse(optimizer: Optimizer, scheduler: Any, steps: int) -> None:
                     f"lr_scheduler {type(scheduler).__name__}: the learning rate becomes {rates[0]} in step {step}; "
                     "correct its options"
                 )
-            scheduler.step()
+            try:
+                scheduler.step()
+            except ValueError as error:
+                ends = getattr(scheduler, "total_steps", None)
+                if not isinstance(ends, int) or step < ends - 1:
+                    raise
+                raise NdkdError(
+                    f"lr_scheduler {type(scheduler).__name__}: total_steps is {ends}, and the training goes on: leave "
+                    "total_steps out to have as many as there are"
+                ) from error
 
 
 def waits_for_a_metric(scheduler: Any) -> bool:

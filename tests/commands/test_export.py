@@ -226,6 +226,18 @@ def test_the_card_says_what_is_not_known(run_of):
     assert "| git commit | unknown |" in card
 
 
+def test_the_card_names_several_teachers(run_of):
+    run = run_of()
+    config = yaml.safe_load(run.config.read_text())
+    teachers = {"a": {"name": "cifar/resnet20", "checkpoint": "a.pth"}, "b": {"name": "timm/vit", "checkpoint": None}}
+    config["model"]["init_args"] |= {"teacher": None, "teachers": teachers}
+    run.config.write_text(yaml.safe_dump(config))
+    assert ndkd("export", run.checkpoint("last"), "--out", run.path / "x" / "m.safetensors")[0] == 0
+    card = (run.path / "x" / "README.md").read_text()
+    assert "distilled from cifar/resnet20 and timm/vit with [ndkd]" in card
+    assert "| teacher | cifar/resnet20, a.pth; timm/vit, pretrained weights |" in card
+
+
 def test_the_card_says_that_best_was_chosen_on_the_test_images(run_of):
     run = run_of(config={"data": {"class_path": "DigitsDataModule", "init_args": {"val_size": 0}}}, epoch=7)
     run.update_status(results=dict.fromkeys(("last", "best"), {"epoch": 7, "test/acc1": 0.5}))

@@ -154,3 +154,26 @@ def test_weights_cannot_normalise(format, run):
     status, _, err = ndkd("export", run.checkpoint("last"), "--format", format, "--normalise", "--out", out)
     wanted = f"--normalise is for a whole network, a {format} file holds weights alone: add --format onnx"
     assert (status, err) == (2, f"ndkd: {wanted}\n")
+
+
+def test_where_the_images_are_gone_it_is_compared_on_noise(run):
+    there, away = Path("images"), Path("away")
+    there.rename(away)
+    try:
+        command = ["export", run.checkpoint("last"), "--format"]
+        status, out, err = ndkd(*command, "safetensors", "--out", "noise/model.safetensors")
+        assert status == 0, err
+        said = (
+            "ndkd: the file is compared with its checkpoint on noise, for the run's images are not there: there is no "
+        )
+        assert said in out
+        assert re.search(r"difference +0.0e\+00 of the largest logit, on 8 photos of noise\n", out)
+        status, _, err = ndkd(*command, "onnx", "--out", "eight/model.onnx", "--quantize", "int8")
+        assert status == 2
+        assert "there is no folder images" in err
+        assert not Path("eight").exists()
+    finally:
+        away.rename(there)
+    with_images = exported(run, "safetensors")
+    same = [Path(folder, "preprocess.json").read_bytes() for folder in ("noise", with_images)]
+    assert same[0] == same[1]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR, SequentialLR, StepLR
 
 from ndkd.distillation.rehearsal import rehearsed
+from ndkd.errors import NdkdError
 from ndkd.schedules import WarmupCosineLR, WarmupMultiStepLR
 from tests.command import refusal
 
@@ -64,6 +65,11 @@ def test_an_optimizer(optimizer):
 )
 def test_a_schedule(scheduler):
     refusal(rehearse, scheduler=scheduler)
+
+
+def test_a_schedule_that_ends_before_the_training():
+    with pytest.raises(NdkdError, match="^lr_scheduler OneCycleLR: total_steps is 5, and the training goes on: leave "):
+        rehearse(scheduler=partial(OneCycleLR, max_lr=0.1, total_steps=5))
 
 
 def test_a_rehearsal_leaves_no_trace():
