@@ -38,7 +38,7 @@ PACKAGES = {
     "ndkd.models.checkpoint_files": {"huggingface_hub"},
     "ndkd.data": {"torch", "torchvision", "lightning", "numpy", "sklearn", "PIL", "timm"},
     "ndkd.data.image_files": {"numpy", "PIL", "torchvision", "pillow_heif"},
-    "ndkd.data.from_config": {"torch", "lightning", "jsonargparse"},
+    "ndkd.data.from_config": {"torch", "lightning", "jsonargparse", "numpy", "PIL"},
     "ndkd.runs": {"numpy", "yaml"},
     "ndkd.run_checks": {"numpy"},
     "ndkd.trust": {"torch", "torchvision", "timm", "lightning", "yaml"},

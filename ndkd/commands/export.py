@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ndkd.classifier import ReadRun, read_run
@@ -22,7 +20,7 @@ from ndkd.commands.export_formats import ENDINGS, WHOLE, Network, Normalised, wr
 from ndkd.commands.export_int8 import CALIBRATION, MAX_DROP, accuracies, quantized, training_images
 from ndkd.commands.export_push import check_push, front_matter, upload
 from ndkd.data.base import HasTransform
-from ndkd.data.from_config import configured, evaluation_batches, has_test, made
+from ndkd.data.from_config import configured, evaluation_batches, has_test, made, noise
 from ndkd.data.preprocessing import photo_steps
 from ndkd.errors import NdkdError
 from ndkd.files import check_folder, sync_folder, write_atomically
@@ -31,7 +29,6 @@ from ndkd.models import build_model
 from ndkd.trust import Trust
 
 BESIDE = ("README.md", "preprocess.json")
-NOISE = (256, 320)  # height and width of a photo
 
 
 def export(
@@ -279,9 +276,7 @@ def first_images(config: dict[str, Any], are_needed: bool) -> tuple[L.LightningD
         if are_needed or not isinstance(data, HasTransform):
             raise
         print(f"ndkd: the file is compared with its checkpoint on noise, for the run's images are not there: {error}")
-        random = np.random.default_rng(0)
-        photos = [Image.fromarray(random.integers(0, 256, (*NOISE, 3), dtype=np.uint8)) for _ in range(8)]
-        return data, torch.stack([data.transform(photo) for photo in photos]) / 255, "photos of noise"
+        return data, noise(data), "photos of noise"
     for images, _ in evaluation_batches(data):
         return data, images.contiguous(), f"images of {type(data).__name__}"
     raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")

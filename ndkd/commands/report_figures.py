@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, PercentFormatter
 from sklearn.calibration import calibration_curve
 
 # Okabe and Ito's colours, which stay apart for the colour-blind too, without the yellow that white swallows
@@ -103,7 +103,7 @@ def curves(runs: list[Any], column: str, label: str, scale: str) -> Figure:
             axes.plot(run.metrics["teacher_norm"].dropna(), **REFERENCE)
     axes.locator_params(axis="x", integer=True)
     if column in ("val/acc1", "val/ap"):
-        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as the range wants
     figure.legend(loc="outside upper left", ncols=2)
     return figure
 

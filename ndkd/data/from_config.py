@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from PIL import Image
 from torch import Tensor
 
 import ndkd.data  # so that a config can say DigitsDataModule
 from ndkd.configuration.parser_errors import one_line
+from ndkd.data.base import HasTransform
 from ndkd.errors import NdkdError
 
 DATA_MODULES = [name for name in vars(ndkd.data) if name.endswith("DataModule")]
@@ -40,6 +43,12 @@ def configured(config: dict[str, Any]) -> L.LightningDataModule:
     data.prepare_data()
     data.setup("test" if has_test(data) else "validate")
     return data
+
+
+def noise(data: HasTransform, count: int = 8) -> Tensor:
+    """Photos of noise as the data would show them, (B, c, h, w) in [0, 1]; always the same."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 256, 320, 3), dtype=np.uint8)
+    return torch.stack([data.transform(Image.fromarray(photo)) for photo in pixels]) / 255
 
 
 def has_test(data: L.LightningDataModule) -> bool:

@@ -1,9 +1,10 @@
 """How a module's parts come together before the first step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ndkd.data.base import HasUnlabeled
@@ -17,7 +18,7 @@ from ndkd.errors import NdkdError
 def build_for_training(module: Any) -> None:
     """Give a module that has a student teachers, projector and objective, as far as its loss terms ask for them."""
     objective = Objective(module.losses)
-    check_unlabeled(objective, module.trainer.datamodule)
+    check_unlabeled(objective, module.trainer.datamodule, rank_zero_only(print))
     check_teachers(module.teacher_names, objective.terms)
     add_known_taps(module, "student", module.student, objective.inputs)
     if (teacher := build_teachers(module, objective.inputs)) is not None:
@@ -33,9 +34,12 @@ def build_for_training(module: Any) -> None:
             module.is_compiled = True
 
 
-def check_unlabeled(objective: Objective, data: Any) -> None:
-    """Raise ``NdkdError`` if images without labels would be read for nothing."""
-    if isinstance(data, HasUnlabeled) and data.unlabeled_size and not objective.uses_unlabeled:
+def check_unlabeled(objective: Objective, data: Any, say: Callable[[str], None]) -> None:
+    """Raise ``NdkdError`` if images without labels would be read for nothing; a line where terms wait for some."""
+    has_some = isinstance(data, HasUnlabeled) and data.unlabeled_size
+    if waiting := [name for name, term in objective.terms.items() if term.pseudo_labels is not None and not has_some]:
+        say(f"ndkd: pseudo_labels of {', '.join(waiting)} have no effect: all images have labels")
+    if has_some and not objective.uses_unlabeled:
         raise NdkdError(
             f"the {data.unlabeled_size:,} images without labels would be read for nothing: each loss term "
             f"({', '.join(objective.terms)}) reads target; add a term that compares with a teacher, such as KDLoss, "

@@ -253,6 +253,15 @@ def test_the_terms_gradients_are_measured(terms):
     assert -1 <= found["kd"].cosine_to_ce <= 1
 
 
+def test_pseudo_labels_where_all_images_have_labels(fit, make_module, terms, capsys):
+    said = "ndkd: pseudo_labels of ce have no effect: all images have labels\n"
+    for number, data in enumerate((None, TinyWithUnlabeled())):
+        losses = terms("ce", "kd")
+        losses["ce"].pseudo_labels = 0.9
+        fit(make_module(losses), data=data, limit_train_batches=1)
+        assert (said in capsys.readouterr().out) == (number == 0)
+
+
 # ---- what is refused --------------------------------------------------------------------------------------------
 
 
