@@ -44,7 +44,7 @@ class Broken(L.Callback):
 
 REFUSED = {
     "--data.init_args.batch_size=null": "data.init_args.batch_size: wanted a value, got null",
-    "--model.init_args.optimizer.init_args.lr=null": "model.optimizer.init_args.lr: wanted float, got None",
+    "--model.init_args.optimizer.init_args.lr=null": "model.init_args.optimizer.init_args.lr: wanted a value, got null",
     "--trainer.devices=x": "trainer: ",
     "--trainer.devices=-1": "trainer: ",
     "--trainer.accelerator=tpu": "trainer: ",

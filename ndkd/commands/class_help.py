@@ -75,8 +75,8 @@ def page(block: str, kind: type) -> str:
     if not options:
         lines.append("  (no options)")
     for entries, names in _entries(options).items():
-        named = [f"{name}.NAME" if name == "losses" else name for name in names]
-        lines += ["", " and ".join(f"--{block}.init_args.{name}.…" for name in named)]
+        named = [f"{name}.NAME" if name in ("losses", "teachers") else name for name in names]
+        lines += ["", ", ".join(f"--{block}.init_args.{name}.…" for name in named)]
         lines += _lines(options_of(entries))
     return "\n".join(lines)
 

@@ -30,7 +30,8 @@ def test_types_defaults_and_docstrings():
     assert "(epoch|step, default epoch)" in page
     assert "channels_last memory layout of images and convolutions" in page
     assert "--model.init_args.losses.NAME.… loss a loss of ndkd.losses or of torch.nn (Module, required)" in page
-    assert "--model.init_args.student.… and --model.init_args.teacher.… name " in page
+    of_models = [f"--model.init_args.{name}.…" for name in ("student", "teacher", "teachers.NAME")]
+    assert f"{', '.join(of_models)} name " in page
 
 
 def test_options_of_the_parent_are_among_a_detectors():
