@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from ndkd.distillation.labels import (
     value_of,
 )
 from ndkd.distillation.shares import check_shares, check_weight
-from ndkd.distillation.step_output import StepOutput, of_teacher
+from ndkd.distillation.step_output import ONE, StepOutput, of_teacher
 from ndkd.errors import NdkdError
+from ndkd.models.output import EnsembleOutput
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Objective(nn.Module):
             try:
                 build: Callable[..., None] | None = getattr(term.loss, "build", None)
                 if build is not None:
-                    build(output.student, output.teacher if output.teacher is None else output.value(owner_of(term)))
+                    build(output.student, teacher_of(term, output))
                 if term.class_weights is not None:
                     number = output.student.logits.shape[1]
                     set_class_weights(term.loss, class_weights(term.class_weights, number, class_counts))
@@ -199,7 +201,7 @@ class Objective(nn.Module):
             if labeled is None or "target" not in (term.inputs or ()):
                 return value_of(term.loss, values)
             if term.pseudo_labels is not None:
-                logits = output.value(f"{owner_of(term)}.logits")
+                logits = output.value(f"{term.teacher or ONE}.logits")
                 return mean_with_pseudo_labels(term.loss, values, labeled, logits, term.pseudo_labels)
             if not labeled:  # of no image there is no mean
                 return output.student.logits[:0].float().sum()
@@ -233,15 +235,17 @@ def _described(name: str, term: LossTerm, share: float | None) -> str:
     return f"{factor}·{name} ({', '.join(remarks)})" if remarks else f"{factor}·{name}"
 
 
-def owner_of(term: LossTerm) -> str:
-    """The teacher whose outputs a term with inputs reads; ``teacher``, where there is but one, and for their mean."""
-    owners = {source.split(".")[0] for source in term.inputs or ()} - {"student", "target", "class_means"}
-    return term.teacher or (owners.pop() if len(owners) == 1 else "teacher")
+def teacher_of(term: LossTerm, output: StepOutput) -> Any:
+    """The outputs of the teacher that a term with inputs reads; of several teachers, where it reads of one alone."""
+    if not isinstance(output.teacher, EnsembleOutput):
+        return output.teacher
+    read = {source.split(".")[0] for source in term.inputs or ()} & output.teacher.each.keys()
+    return output.teacher.each[read.pop()] if len(read) == 1 else output.teacher
 
 
 def sources_of(term: LossTerm) -> list[str]:
     """The names of all outputs that a term with inputs wants, the teacher's logits for pseudo-labels among them."""
-    return [*(term.inputs or ()), *([f"{owner_of(term)}.logits"] if term.pseudo_labels is not None else [])]
+    return [*(term.inputs or ()), *([f"{term.teacher or ONE}.logits"] if term.pseudo_labels is not None else [])]
 
 
 def inputs_of(term: LossTerm, output: StepOutput) -> Values:
