@@ -273,10 +273,11 @@ def first_images(config: dict[str, Any], are_needed: bool) -> tuple[L.LightningD
         data = configured(config)
     except NdkdError as error:
         data = made(config)
-        if are_needed or not isinstance(data, HasTransform):
+        pixels = noise(data) if isinstance(data, HasTransform) and not are_needed else None
+        if pixels is None:
             raise
         print(f"ndkd: the file is compared with its checkpoint on noise, for the run's images are not there: {error}")
-        return data, noise(data), "photos of noise"
+        return data, pixels, "photos of noise"
     for images, _ in evaluation_batches(data):
         return data, images.contiguous(), f"images of {type(data).__name__}"
     raise NdkdError(f"{type(data).__name__} gives no image to test or validate on: the file could not be checked")

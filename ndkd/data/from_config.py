@@ -45,10 +45,12 @@ def configured(config: dict[str, Any]) -> L.LightningDataModule:
     return data
 
 
-def noise(data: HasTransform, count: int = 8) -> Tensor:
-    """Photos of noise as the data would show them, (B, c, h, w) in [0, 1]; always the same."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 256, 320, 3), dtype=np.uint8)
-    return torch.stack([data.transform(Image.fromarray(photo)) for photo in pixels]) / 255
+def noise(data: HasTransform) -> Tensor | None:
+    """Eight photos of noise as the data would show them, (8, c, h, w) in [0, 1]; None if each has a size of its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 256, 320, 3), dtype=np.uint8)
+    upright = [photo if number % 2 else photo.swapaxes(0, 1) for number, photo in enumerate(pixels)]
+    photos = [data.transform(Image.fromarray(np.ascontiguousarray(photo))) for photo in upright]
+    return torch.stack(photos) / 255 if len({photo.shape for photo in photos}) == 1 else None
 
 
 def has_test(data: L.LightningDataModule) -> bool:

@@ -293,9 +293,9 @@ class NoTestImages(exporting.L.LightningDataModule):
 
 
 def test_bytes_become_numbers_up_to_one():
-    _, pixels = exporting.first_images({"class_path": "tests.commands.test_export.NoTestImages"})
+    _, pixels, _ = exporting.first_images({"class_path": "tests.commands.test_export.NoTestImages"}, True)
     assert torch.equal(pixels, torch.ones(7, 3, 32, 32))
-    _, pixels = exporting.first_images({"class_path": "DigitsDataModule"})
+    _, pixels, _ = exporting.first_images({"class_path": "DigitsDataModule"}, True)
     data = DigitsDataModule()
     data.setup()
     assert torch.equal(pixels, next(iter(data.test_dataloader()))[0])
@@ -433,6 +433,7 @@ def test_two_exports_to_one_place(run, tmp_path, monkeypatch):
 
 
 def test_data_that_is_not_there(run_of):
+    """Nobody knows of which size its images were."""
     data = {"class_path": "InMemoryImageFolderDataModule", "init_args": {"root": "nowhere"}}
     run = run_of(config={"data": data})
     line = refused(run.checkpoint("last"), "--out", run.path / "x.safetensors")
