@@ -454,6 +454,18 @@ MISTAKES = {
         ["test", "--ckpt_path", "no.ckpt"],
         "checkpoint no.ckpt does not exist; correct --ckpt_path",
     ),
+    "a slip within an option": (
+        [*KDPP, "--model.init_args.optimiser.class_path=torch.optim.Adam"],
+        r"model: there is no entry optimiser; did you mean optimizer\?",
+    ),
+    "a slip within an option of the data": (
+        [*KDPP, "--data.init_args.transfroms.class_path=torchvision.transforms.v2.Identity"],
+        r"data: there is no entry transfroms; did you mean transforms\?",
+    ),
+    "a slip within an option of a logger": (
+        [*KDPP, "--trainer.logger.init_argz.x=1"],
+        "trainer.logger.init_argz.x: wanted a Logger, as class_path and init_args, got init_argz.x: 1",
+    ),
     "null in kwargs": (
         [*KDPP, "--model.init_args.student.kwargs.widths=null"],
         r"--model.init_args.student.kwargs.widths cannot be null by itself: give all of model.init_args.student.kw",

@@ -94,6 +94,9 @@ def _of_options(message: str, entries: Mapping[str, Sequence[str]], words: Seque
         if not word.startswith("--"):
             return f"unrecognized arguments: {unrecognized[1]}; options begin with --"
         name = word.removeprefix("--").partition("=")[0]
+        if owners := re.findall(r"Problem with given class_path '([^']+)'", message):  # --model.init_args.optimiser.…
+            first, known = name.partition(".")[0], parameters_of(_loaded(owners[-1]))
+            return f"{_place(message).partition('.')[0]}: there is no entry {first}; {_did_you_mean(first, known)}"
         near = _near(name, options)
         hint = f"did you mean {', '.join(f'--{other}' for other in near)}?" if near else "see ndkd fit --help-all"
         return f"there is no option --{name}; {hint}"
@@ -190,6 +193,7 @@ def _no_entry(message: str, where: str, classes: Mapping[str, Sequence[str]]) ->
 def _no_value(message: str, where: str, classes: Mapping[str, Sequence[str]]) -> str | None:
     """A value of another type than is wanted."""
     given = re.findall(r"(?:Given value|Got value): (.+)", message)
+    given = [re.sub(r"NestedArg\(key='([^']*)', val='?(.*?)'?\)", r"\1: \2", each) for each in given]
     wanted = [kind for kind in re.findall(r"Expected an? <class '([\w.]+)'>", message) if kind != "NoneType"]
     wanted = [WORDS.get(kind, kind) for kind in wanted]
     choices = re.findall(r"Expected a typing\.Literal\[([^\]]+)\](?:\. Got value: (.+))?", message)
