@@ -10,19 +10,17 @@ teacher's compilation or ndkd's final test in it. What follows ``--`` goes to ``
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
 from loader import AUGMENTATION
 from losses import loop_over_samples
-from quiet import quiet_fit
+from quiet import alone, quiet_fit
 from synthetic_cifar import BATCH_SIZE, PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, write_config, write_images
 from torch import nn
 from torch.nn import functional as F
@@ -94,12 +92,6 @@ def plain_loop(root: Path, pair: str, class_means: dict[str, list[float]]) -> fl
             logits = student(images).logits
             log.append([F.cross_entropy(logits, target).item(), (logits.argmax(1) == target).float().mean().item()])
     return time.perf_counter() - started
-
-
-def alone(function: Callable[..., float], *arguments) -> float:
-    """Call it in a process of its own: ndkd's allocator settings would speed the other up too."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def compare(pair: str, repeats: int, options: list[str], recorded: bool) -> None:

@@ -8,13 +8,12 @@ run.
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
-from quiet import quiet_fit
+from quiet import alone, quiet_fit
 from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
 
 from ndkd.runs import Run
@@ -32,11 +31,6 @@ def seconds_of(config: Path, options: list[str]) -> tuple[float, float]:
         return epochs[-1], sum(epochs) - EPOCHS * epochs[-1]
 
 
-def alone(config: Path, options: list[str]) -> tuple[float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(seconds_of, (config, options))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [--steps N] [--repeats N] [-- OPTION_OF_A_RUN …]")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["r56_r20"])
@@ -51,7 +45,7 @@ def main() -> None:
             write_images(root, BATCH_SIZE * arguments.steps, BATCH_SIZE)
             config, given = write_config(root, pair), ["--trainer.precision=bf16-mixed", *arguments.options]
             times = [
-                {side: alone(config, [*given, *options]) for side, options in SIDES.items()}
+                {side: alone(seconds_of, config, [*given, *options]) for side, options in SIDES.items()}
                 for _ in range(arguments.repeats)
             ]
         images = BATCH_SIZE * arguments.steps

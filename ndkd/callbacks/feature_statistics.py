@@ -45,14 +45,12 @@ class FeatureStatistics(Checkpoint):
         self.run = run
         self._teacher_norms: Tensor | None = None  # the evaluation set is the same every epoch
         self._reference: StoredMeans | None = None
-        self._is_compared = True  # with a teacher, of which there are not several
         self._batches: dict[str, list[Tensor]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
         source = next((callback for callback in callbacks if isinstance(callback, ClassMeans)), None)
         is_measured = pl_module.has_embeddings and trainer.limit_val_batches
-        self._is_compared = not isinstance(pl_module.teacher, Ensemble)
         if source and is_measured and pl_module.class_means is None:
             self._reference = source.reference(trainer, pl_module)
         if (
@@ -74,7 +72,7 @@ class FeatureStatistics(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking or outputs.student is None:
             return
         found = {"student_norm": outputs.student.embedding.float().norm(dim=1)}
-        if self._is_compared:
+        if not isinstance(pl_module.teacher, Ensemble):
             found |= self._compared(pl_module, outputs, batch)
         for name, values in found.items():
             self._batches.setdefault(name, []).append(values)
@@ -96,7 +94,7 @@ class FeatureStatistics(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         columns = {name: torch.cat(batches) for name, batches in self._batches.items()}
-        if columns and self._is_compared and pl_module.teacher is not None:
+        if columns and pl_module.teacher is not None and not isinstance(pl_module.teacher, Ensemble):
             if self._teacher_norms is None:
                 self._teacher_norms = columns["teacher_norm"]
                 if isinstance(pl_module.teacher, RecordedTeacher):

@@ -20,7 +20,7 @@ from ndkd.commands.export_formats import ENDINGS, WHOLE, Network, Normalised, wr
 from ndkd.commands.export_int8 import CALIBRATION, MAX_DROP, accuracies, quantized, training_images
 from ndkd.commands.export_push import check_push, front_matter, upload
 from ndkd.data.base import HasTransform
-from ndkd.data.from_config import configured, evaluation_batches, has_test, made, noise
+from ndkd.data.from_config import configured, evaluation_batches, has_test, made, noise_photos
 from ndkd.data.preprocessing import photo_steps
 from ndkd.errors import NdkdError
 from ndkd.files import check_folder, sync_folder, write_atomically
@@ -273,7 +273,7 @@ def first_images(config: dict[str, Any], are_needed: bool) -> tuple[L.LightningD
         data = configured(config)
     except NdkdError as error:
         data = made(config)
-        pixels = noise(data) if isinstance(data, HasTransform) and not are_needed else None
+        pixels = noise_photos(data) if isinstance(data, HasTransform) and not are_needed else None
         if pixels is None:
             raise
         print(f"ndkd: the file is compared with its checkpoint on noise, for the run's images are not there: {error}")

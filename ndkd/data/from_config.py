@@ -45,7 +45,7 @@ def configured(config: dict[str, Any]) -> L.LightningDataModule:
     return data
 
 
-def noise(data: HasTransform) -> Tensor | None:
+def noise_photos(data: HasTransform) -> Tensor | None:
     """Eight photos of noise as the data would show them, (8, c, h, w) in [0, 1]; None if each has a size of its own."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 256, 320, 3), dtype=np.uint8)
     upright = [photo if number % 2 else photo.swapaxes(0, 1) for number, photo in enumerate(pixels)]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ndkd.configuration.entries import differences
-from ndkd.distillation.step_output import of_teacher
+from ndkd.distillation.step_output import ONE, of_teacher
 from ndkd.models.checkpoint import check_keys
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
@@ -65,15 +65,15 @@ def keep_what_is_built(module: Any, checkpoint: dict[str, Any], goes_on: bool, a
 
 
 def _take_class_means(module: Any, weights: dict[str, Tensor]) -> None:
-    wanted = {of_teacher("class_means", teacher): means for teacher, means in module.means_by_teacher.items()}
-    found = {name: means for name, means in weights.items() if name in (wanted or {"class_means"})}
-    if not found:
-        return
-    if wanted:
-        check_keys({name: wanted[name] for name in found}, found, "the checkpoint")
-    moved = {name: means.to(module.device, module.dtype) for name, means in found.items()}
-    if "class_means" in moved:
-        module.class_means = moved["class_means"]
-    else:
-        named = {name.removeprefix("class_means."): means for name, means in moved.items()}
-        module.class_means = {**module.class_means, **named}
+    found = {}
+    for teacher, wanted in (module.means_by_teacher or {ONE: None}).items():
+        name = of_teacher("class_means", teacher)
+        if name not in weights:
+            continue
+        if wanted is not None:
+            check_keys({name: wanted}, {name: weights[name]}, "the checkpoint")
+        found[teacher] = weights[name].to(module.device, module.dtype)
+    if ONE in found:
+        module.class_means = found[ONE]
+    elif found:
+        module.class_means = {**module.class_means, **found}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ndkd.distillation.checkpoint import keep_class_means, keep_what_is_built, say_what_differs
 from ndkd.distillation.foreign_callbacks import averages_weights, check_callbacks
+from ndkd.distillation.step_output import ONE, of_each
 from ndkd.models.ensemble import Ensemble
 
 NAMES = ("teacher", "class_means")
@@ -53,10 +54,7 @@ class ModuleWithConstants(L.LightningModule):
         """Behind ``to``, ``cpu``, ``bfloat16`` and the like."""
         if self.teacher is not None:
             self.teacher._apply(fn)
-        if isinstance(self.class_means, dict):
-            self.class_means = {name: fn(means) for name, means in self.class_means.items()}
-        elif self.class_means is not None:
-            self.class_means = fn(self.class_means)
+        self.class_means = of_each(fn, self.class_means)
         return super()._apply(fn, recurse)
 
     @property
@@ -64,14 +62,14 @@ class ModuleWithConstants(L.LightningModule):
         """Those that are built, by their names; one that is alone is ``teacher``."""
         if isinstance(self.teacher, Ensemble):
             return dict(self.teacher.teachers.items())
-        return {} if self.teacher is None else {"teacher": self.teacher}
+        return {} if self.teacher is None else {ONE: self.teacher}
 
     @property
     def means_by_teacher(self) -> dict[str, Tensor]:
         """The class means (C, D) by the names of the teachers."""
         if isinstance(self.class_means, dict):
             return self.class_means
-        return {} if self.class_means is None else {"teacher": self.class_means}
+        return {} if self.class_means is None else {ONE: self.class_means}
 
     # ---- what Lightning asks of it --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ndkd.distillation.labels import (
     value_of,
 )
 from ndkd.distillation.shares import check_shares, check_weight
-from ndkd.distillation.step_output import ONE, StepOutput, of_teacher
+from ndkd.distillation.step_output import ONE, StepOutput, of_each, of_teacher
 from ndkd.errors import NdkdError
 from ndkd.models.output import EnsembleOutput
 
@@ -115,7 +115,7 @@ class Objective(nn.Module):
             if term.weight == 0:
                 continue
             own: Sequence[str] = getattr(term.loss, "inputs", ())
-            inputs = [of_teacher(source, term.teacher) if term.teacher else source for source in term.inputs or own]
+            inputs = [of_teacher(source, term.teacher or ONE) for source in term.inputs or own]
             if not inputs:
                 kind = type(term.loss).__name__
                 raise NdkdError(f"loss {name}: {kind} does not say its inputs; set losses.{name}.inputs")
@@ -152,10 +152,7 @@ class Objective(nn.Module):
         Raises:
             NdkdError: an input that the output does not provide, a loss that the outputs or class weights do not fit.
         """
-        if isinstance(means := output.class_means, dict):
-            output = replace(output, class_means={name: torch.ones_like(each) for name, each in means.items()})
-        elif means is not None:
-            output = replace(output, class_means=torch.ones_like(means))
+        output = replace(output, class_means=of_each(torch.ones_like, output.class_means))
         for name, term in self.terms.items():
             check_inputs(name, term, output)
             try:

@@ -1,6 +1,6 @@
 """What loss terms can name: the outputs of student and teachers, class means and labels."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +84,13 @@ def of_teacher(source: str, teacher: str) -> str:
         return f"{source}.{teacher}"
     first, _, rest = source.partition(".")
     return f"{teacher}.{rest}" if first == ONE and rest else source
+
+
+def of_each(function: Callable[[Tensor], Tensor], means: Any) -> Any:
+    """What a function makes of class means, of each teacher's where there are several; None of none."""
+    if isinstance(means, dict):
+        return {name: function(each) for name, each in means.items()}
+    return None if means is None else function(means)
 
 
 def outputs_of(teacher: str, inputs: Iterable[str]) -> set[str]:
