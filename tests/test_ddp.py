@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ndkd.callbacks import ClassMeans, TeacherAccuracy, in_order
+from ndkd.callbacks import AutoWeights, ClassMeans, TeacherAccuracy, TermGradients, in_order
 from ndkd.distillation.module import DistillationModule
 from ndkd.distillation.objective import LossTerm, Objective
 from ndkd.errors import NdkdError
@@ -58,9 +58,9 @@ class Plain(nn.Module):
         return self.fc(self.conv(images).relu().mean((2, 3)))
 
 
-def plain():
+def plain(seed=3):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         return Plain()
 
 
@@ -110,7 +110,9 @@ def synchronised(wrapper, module):
     }
 
 
-def trained(teacher, terms=SAMPLE_MEANS, world_size=1, student=None, batch_size=8, **options):
+def trained(
+    teacher, terms=SAMPLE_MEANS, world_size=1, student=None, batch_size=8, others=None, callbacks=(), **options
+):
     """Train with a global batch of 8, then validate, test and predict; everything worth comparing."""
     L.seed_everything(0, verbose=False)
     watch, accuracy, data = (
@@ -124,20 +126,23 @@ def trained(teacher, terms=SAMPLE_MEANS, world_size=1, student=None, batch_size=
         options |= {"strategy": strategy, "devices": world_size}
     trainer = L.Trainer(
         **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "num_sanity_val_steps": 0, "logger": False} | options,
-        callbacks=[ClassMeans(), watch, accuracy],
+        callbacks=[ClassMeans(), *callbacks, watch, accuracy],
         enable_checkpointing=True,  # not one is written
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    losses = {name: LossTerm(TERMS[name][0](), inputs=TERMS[name][1]) for name in terms}
-    teacher = ModelConfig("cifar/resnet8", checkpoint=teacher, taps=TAPS)
+    losses = {name: LossTerm(TERMS[name][0](), inputs=TERMS[name][1]) for name in terms} | (others or {})
+    resnet = ModelConfig("cifar/resnet8", checkpoint=teacher, taps=TAPS)
+    several = any(term.teacher for term in losses.values())
+    teachers = {"teachers": {"a": resnet, "b": plain(4)}} if several else {"teacher": resnet}
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    module = DistillationModule(student or plain(), losses, teacher, optimizer)
+    module = DistillationModule(student or plain(), losses, optimizer=optimizer, **teachers)
     with TemporaryDirectory() as folder:
         accuracy.run = Run(folder)
         trainer.fit(module, datamodule=data)
     found = {name: getattr(watch, name) for name in ("gradients", "clipped", "ddp", "teacher_kept")}
     found |= {"logged": dict(trainer.callback_metrics), "class means": module.class_means, "measured": accuracy.found}
+    found["weights"] = {name: term.weight for name, term in module.objective.terms.items()}
     found["tested"] = trainer.test(module, datamodule=data, verbose=False)[0]
     found["batches"] = len(data.val_dataloader())
     rows = trainer.predict(module, datamodule=data)
@@ -146,6 +151,12 @@ def trained(teacher, terms=SAMPLE_MEANS, world_size=1, student=None, batch_size=
     with contextlib.redirect_stdout(io.StringIO()) as said:
         module.on_load_checkpoint({"hyper_parameters": {"num_classes": 9}, "state_dict": module.state_dict()})
     return found | {"said": said.getvalue()}
+
+
+def two_teachers():
+    """The mean of both teachers' logits, and class means of each."""
+    each = {f"of_{name}": LossTerm(NDLoss(), teacher=name) for name in "ab"}
+    return {"both": LossTerm(KDLoss()), **each}
 
 
 def refused(teacher):
@@ -177,6 +188,9 @@ def work(rank, teacher, folder):
             teacher, ["ce"], 2, batch_size=4, accumulate_grad_batches=2, limit_train_batches=4
         )
         found["batchnorm"] = trained(teacher, ["ce", "nd", "review"], 2, narrow(), max_epochs=2)
+        found["two teachers"] = trained(teacher, ["ce"], 2, others=two_teachers(), callbacks=[TermGradients(1)])
+        shares = {"kd": LossTerm(KDLoss(), {"auto": 0.3}), "nd": LossTerm(NDLoss(), {"auto": 0.2})}
+        found["shares"] = trained(teacher, ["ce"], 2, others=shares, callbacks=[AutoWeights()])
         found["refused"] = refused(teacher)
         with pytest.raises(RuntimeError) as error:
             trained(teacher, ["nd", "nd"], 2)
@@ -235,6 +249,28 @@ def test_class_means_are_the_same(ranks, alone):
     first, second = (rank["nd"]["class means"] for rank in ranks)
     assert torch.equal(first, second)
     assert_close(first, wanted, 1e-6)
+
+
+def test_several_teachers(ranks, alone):
+    """Measuring the gradients of the terms changes nothing."""
+    wanted = alone(["ce"], others=two_teachers())
+    assert wanted["class means"].keys() == {"a", "b"}
+    for found in (rank["two teachers"] for rank in ranks):
+        assert_close(found["gradients"], wanted["gradients"])
+        assert_close(found["class means"], wanted["class means"], 1e-6)
+    assert_close(losses_of(ranks[0]["two teachers"]), losses_of(wanted))
+    measured = [{name for name in rank["two teachers"]["logged"] if name.startswith("grad/")} for rank in ranks]
+    terms = ("ce", *two_teachers())
+    assert measured == [{f"grad/{name}/{kind}" for name in terms for kind in ("norm", "cosine_to_ce")}, set()]
+
+
+def test_weights_by_shares_are_the_same(ranks):
+    first, second = (rank["shares"] for rank in ranks)
+    assert first["weights"] == second["weights"]
+    assert first["weights"]["ce"] == 1
+    assert min(first["weights"].values()) > 0
+    assert_close(first["gradients"], second["gradients"])
+    assert losses_of(first).keys() == {"train/loss", "train/ce", "train/kd", "train/nd"}
 
 
 def test_evaluation_with_a_batch_fewer_on_one_rank(ranks, alone):

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ndkd.callbacks import ClassMeans
+from ndkd.callbacks import AutoWeights, ClassMeans, TermGradients, auto_weights
 from ndkd.data import CocoDataModule
 from ndkd.data.drawn_shapes import draw_set
 from ndkd.distillation.detection import DetectionDistillationModule
 from ndkd.distillation.objective import LossTerm
+from ndkd.distillation.proxy_run import measure_terms
 from ndkd.errors import NdkdError
 from ndkd.losses import DKDLoss, KDLoss, NDLoss, ReviewKDLoss, kd_loss, nd_loss
 from ndkd.models import ModelConfig, build_model
@@ -159,6 +160,23 @@ def test_nd_and_labels(fit, make, data):
     expected = nd_loss(student.embedding, teacher.embedding, module.class_means, output.target)
     assert expected == module.losses["nd"].loss(student.projected, teacher.embedding, module.class_means, output.target)
     assert module.teacher.model.backbone.body.bn1.num_batches_tracked == 0
+
+
+def test_a_term_has_the_share_that_it_is_given(fit, make, data, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        auto_weights, "measure_terms", lambda *given: measured.append(measure_terms(*given, steps=1)) or measured[0]
+    )
+    monkeypatch.setattr("ndkd.distillation.proxy_run.BATCHES", 1)
+    auto = make({"kd": LossTerm(KDLoss(1.0)), "nd": LossTerm(NDLoss(), {"auto": 0.2})})
+    fit(auto, AutoWeights(), TermGradients(1), data=data, limit_train_batches=1, limit_val_batches=0)
+    (found,) = measured
+    assert found.start.keys() == found.later.keys() == {*PARTS, "kd", "nd"}
+    assert found.shares(found.later)["nd"] == pytest.approx(0.2, abs=2e-3)
+    assert found.start["class"].cosine_to_ce == pytest.approx(1)
+    logged = auto.trainer.callback_metrics
+    assert logged["grad/class/cosine_to_ce"].item() == pytest.approx(1)
+    assert {name.split("/")[1] for name in logged if name.startswith("grad/")} == {*PARTS, "kd", "nd"}
 
 
 # ---- class means ------------------------------------------------------------------------------------------------

@@ -89,3 +89,15 @@ def test_frozen_parameters_do_not_count(step):
         parameter.requires_grad_(True)
     own = plain(step.student[0], values["kd"])
     assert found["kd"].norm == pytest.approx(own.norm().item(), rel=1e-5)
+
+
+def test_of_many_parameters_the_small_ones_count():
+    """Of 20 million numbers that are added one to the next, the last ones change nothing."""
+    weight = nn.Parameter(torch.zeros(20_000_000))
+    pull = (weight * 0.1).sum()
+    student = ModelOutput(torch.stack([pull, -pull])[None], torch.zeros(1, 1))
+    objective = Objective({"ce": LossTerm(nn.CrossEntropyLoss(), inputs=["student.logits", "target"])})
+    output = StepOutput(student, torch.zeros(1, dtype=torch.long))
+    found = term_gradients(objective, output, objective(output)[1], [weight])["ce"]
+    assert found.norm == pytest.approx(0.1 * 20_000_000**0.5, rel=1e-6)
+    assert found.cosine_to_ce == pytest.approx(1, abs=1e-6)
