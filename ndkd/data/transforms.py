@@ -106,7 +106,7 @@ def mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module | None:
     Sources: https://arxiv.org/abs/1710.09412, https://arxiv.org/abs/1905.04899.
     """
     kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
-    chosen = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
+    chosen = [kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
     return v2.RandomChoice(chosen) if chosen else None
 
 

@@ -4,11 +4,14 @@ import json
 import shutil
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from ndkd.callbacks import FeatureStatistics, TeacherCache
+from ndkd.data import ImageFolderDataModule
 from ndkd.distillation.compression import Compression
 from ndkd.distillation.objective import LossTerm
 from ndkd.errors import NdkdError
@@ -292,6 +295,38 @@ def test_bad_options(options, message):
 
 
 # ---- in less space ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Ten classes of three photos of several sizes; one of each to validate on."""
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 1)):
+        for name in "abcdefghij":
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (40 + 5 * number, 48, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
+    return root
+
+
+def test_photos_that_worker_processes_read_crop_and_mix(trained, photos, tmp_path, asked):
+    """Recorded with no process but its own, read beside two; whole, and the largest logits alone."""
+
+    def run(cache, workers=0):
+        data = ImageFolderDataModule(photos, batch_size=8, image_size=32, num_workers=workers, mixup=0.4, cutmix=1)
+        return trained(data=data, cache=cache, limit_val_batches=0)
+
+    plain = run(None)
+    assert same(run(tmp_path / "whole"), plain)
+    asked.clear()
+    assert same(run(tmp_path / "whole", workers=2), plain)
+    assert asked == []
+    largest = TeacherCache(tmp_path / "largest", top_k=9)
+    assert same(run(largest), plain)  # it asks the teacher
+    replayed = run(TeacherCache(tmp_path / "largest", top_k=9))
+    for name, value in plain.items():  # the one that is left of ten has exactly what is left
+        torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_float16_takes_half_and_says_that_it_is_not_exact(trained, tmp_path, capsys):

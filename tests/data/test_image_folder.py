@@ -314,7 +314,7 @@ def test_random_erasing_draws_noise_between_normalised_pixels(photos):
     torch.testing.assert_close(untouched, bytes_.float() / 255, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1), (0.8, 1.0)])  # an int as well
 def test_mixing(photos, mixup, cutmix, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     data = prepared(photos, mixup=mixup, cutmix=cutmix)
