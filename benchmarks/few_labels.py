@@ -42,7 +42,7 @@ def link(files: ImageFiles, folder: Path, class_names: tuple[str, ...] | None) -
         file = Path(os.fsdecode(path)).resolve()
         place = folder if class_names is None else folder / class_names[label]
         place.mkdir(exist_ok=True)
-        (place / f"{number:06}{file.suffix}").symlink_to(file)
+        (place / f"{number:06}{file.suffix}").symlink_to(os.path.relpath(file, place.resolve()))  # both can be moved
 
 
 if __name__ == "__main__":

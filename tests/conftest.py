@@ -1,5 +1,6 @@
 """What the tests of training share: a tiny teacher, tiny images, and a quiet way to fit."""
 
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 
 def pytest_configure(config):
+    gc.set_threshold(20_000, 20, 20)  # parsers of a configuration leave so much that a fifth of the time went to it
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, the processes that tests start would ignore it
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

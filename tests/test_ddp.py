@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -388,30 +390,45 @@ def torchrun(*arguments):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_torchrun_with_the_shipped_overlay(workplace):
-    configs = ["--config", "configs/digits/kd++.yaml", "--config", "configs/trainer/ddp.yaml"]
-    out, err, status = torchrun("fit", *configs, *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2")
+def replay(rank, arguments):
+    """What torchrun's second start would do, in a process that has imported all it needs."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "2", "LOCAL_WORLD_SIZE": "2"}
+    rank_zero_only.rank = rank  # as on import
+    status, out, err = ndkd(*arguments)
     assert status == 0, err
-    run = Run("runs/digits/kd++")
-    assert len(re.findall("^test accuracy: ", out, re.MULTILINE)) == 1
-    assert len(re.findall(f"^run folder: {re.escape(str(run.path))}$", out, re.MULTILINE)) == 1
-    assert [row["step"] for row in run.metrics()] == ["1", "2"]  # 40 images, 2 × 32 a step
-    assert run.status()["state"] == "finished"
-    assert len(run.read_epoch("predictions", 1)["target"]) == 200
+    Path(f"replay-{rank}.txt").write_text(out)
 
 
-def test_each_process_records_and_reads_what_its_teacher_says(workplace):
+def test_torchrun_with_the_shipped_overlay_and_a_recording(workplace):
+    """Each process records what its teacher says, and reads it in the next run."""
     run = ["fit", "--config", "configs/digits/kd++.yaml", "--config", "configs/trainer/ddp.yaml", *SHORT,
            "--trainer.accelerator=cpu", "--trainer.devices=2", "--teacher_cache=runs/of_two"]  # fmt: skip
-    weights = []
-    for name in ("recorded", "replayed"):
-        out, err, status = torchrun(*run, f"--run_dir=runs/{name}")
-        assert status == 0, err
-        weights.append(torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"])
-    assert re.search(r"^teacher: read from runs/of_two/\w+, all 2 epochs, and not loaded$", out, re.MULTILINE)
+    out, err, status = torchrun(*run)
+    assert status == 0, err
+    first = Run("runs/digits/kd++")
+    assert len(re.findall("^test accuracy: ", out, re.MULTILINE)) == 1
+    assert len(re.findall(f"^run folder: {re.escape(str(first.path))}$", out, re.MULTILINE)) == 1
+    assert [row["step"] for row in first.metrics()] == ["1", "2"]  # 40 images, 2 × 32 a step
+    assert first.status()["state"] == "finished"
+    assert len(first.read_epoch("predictions", 1)["target"]) == 200
     files = [file.name for file in Path("runs/of_two").glob("*/epoch-*")]
     assert sorted(files) == [f"epoch-000{epoch}-rank-{rank}.rows" for epoch in (0, 1) for rank in (0, 1)]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in meeting.items():
+            patch.setenv(name, value)
+        torch.multiprocessing.start_processes(
+            replay, ([*run, "--run_dir=runs/replayed"],), nprocs=2, start_method="fork"
+        )
+    said = Path("replay-0.txt").read_text()
+    assert re.search(r"^teacher: read from runs/of_two/\w+, all 2 epochs, and not loaded$", said, re.MULTILINE)
+    states = [
+        torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for path in (first.path, Path("runs/replayed"))
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "ddp_spawn", "ddp_fork", "FSDPStrategy"])

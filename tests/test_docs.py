@@ -39,7 +39,8 @@ def shortened(arguments):
     if "imagefolder/kd++.yaml" in arguments:
         return [*arguments, *SMALL]
     epochs = 2 if "--ckpt_path" in arguments else 1
-    few = ["--data.init_args.train_size=40", "--trainer.limit_test_batches=2"]
+    size = 8 if any("shapes/" in word for word in arguments) else 40
+    few = [f"--data.init_args.train_size={size}", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
     return [*arguments, *few, f"--trainer.max_epochs={epochs}"]
 
 

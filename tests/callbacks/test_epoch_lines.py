@@ -7,10 +7,10 @@ import pytest
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
 from ndkd.callbacks.epoch_lines import EpochLines, wants_lines
-from tests.command import in_terminal, ndkd
+from tests.command import SHORT, in_terminal, ndkd
 
 ONE_BATCH = [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
-FIT = ["fit", "--config", "configs/digits/kd++.yaml", "--trainer.max_epochs=2", *ONE_BATCH]
+FIT = ["fit", "--config", "configs/digits/kd++.yaml", *SHORT, *ONE_BATCH]
 BAR = "\r"  # to the line's begin, from which it is drawn anew
 
 
