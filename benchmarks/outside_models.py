@@ -8,8 +8,6 @@ Lightning. Both are timed in turns, in one process.
     python benchmarks/outside_models.py --pairs r32x4_r8x4 -- --trainer.precision bf16-mixed
 """
 
-import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 from quiet import quiet_fit
-from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
+from synthetic_cifar import BATCH_SIZE, for_each_pair, write_config, write_images
 
 STEPS, SKIPPED = 60, 10
 
@@ -65,15 +63,5 @@ def measure(pair: str, options: list[str]) -> None:
             )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [-- OPTION_OF_NDKD_FIT …]")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["r56_r20", "r32x4_r8x4"])
-    parser.add_argument("options", nargs="*")
-    arguments = parser.parse_args()
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    for pair in arguments.pairs:
-        measure(pair, arguments.options)
-
-
 if __name__ == "__main__":
-    main()
+    for_each_pair(measure)

@@ -7,15 +7,13 @@ accounts for is Python's.
     python benchmarks/profile_step.py --pairs r32x4_r8x4 -- --trainer.precision bf16-mixed
 """
 
-import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
 
 import lightning.pytorch as L
 from quiet import quiet_fit
-from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
+from synthetic_cifar import BATCH_SIZE, for_each_pair, write_config, write_images
 from torch.profiler import ProfilerActivity, profile
 
 STEPS, SKIPPED = 40, 5
@@ -69,15 +67,5 @@ def measure(pair: str, options: list[str]) -> None:
             print(f"{pair}, {name}: {1e3 * Profiled.seconds:.0f} ms a step; {shown}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [-- OPTION_OF_NDKD_FIT …]")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["r56_r20", "r32x4_r8x4"])
-    parser.add_argument("options", nargs="*")
-    arguments = parser.parse_args()
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    for pair in arguments.pairs:
-        measure(pair, arguments.options)
-
-
 if __name__ == "__main__":
-    main()
+    for_each_pair(measure)

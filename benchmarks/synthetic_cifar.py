@@ -1,7 +1,10 @@
 """Random images in CIFAR-10's files, teachers with random weights, and configurations of KD++ for ``ndkd fit``."""
 
+import argparse
 import json
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +72,14 @@ def write_config(root: Path, pair: str) -> Path:
     path = root / f"{pair}.yaml"
     path.write_text(json.dumps(config | {"data": data}))  # YAML as well
     return path
+
+
+def for_each_pair(measure: Callable[[str, list[str]], None]) -> None:
+    """Call it with each pair that the command line names, and with the options that it has for ``ndkd fit``."""
+    parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [-- OPTION_OF_NDKD_FIT …]")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["r56_r20", "r32x4_r8x4"])
+    parser.add_argument("options", nargs="*")
+    arguments = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    for pair in arguments.pairs:
+        measure(pair, arguments.options)

@@ -176,9 +176,26 @@ def refused(teacher):
         return str(error)
 
 
+def be_rank(rank):
+    """Of two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+
+
+def in_two_processes(function, *arguments):
+    """Call it with the rank and the arguments in each of two forks, and wait until both end."""
+    context = torch.multiprocessing.start_processes(function, arguments, nprocs=2, join=False, start_method="fork")
+    ends = time.monotonic() + TIMEOUT
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < ends, "the processes wait for each other"
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
 def work(rank, teacher, folder):
     """All that needs two processes, in one start of them."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+    be_rank(rank)
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meet", timedelta(seconds=TIMEOUT), world_size=2, rank=rank
     )
@@ -204,15 +221,7 @@ def work(rank, teacher, folder):
 def ranks(teacher_checkpoint, tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    arguments = (teacher_checkpoint, folder)
-    context = torch.multiprocessing.start_processes(work, arguments, nprocs=2, join=False, start_method="fork")
-    ends = time.monotonic() + TIMEOUT
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < ends, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
+    in_two_processes(work, teacher_checkpoint, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -392,7 +401,7 @@ def torchrun(*arguments):
 
 def replay(rank, arguments):
     """What torchrun's second start would do, in a process that has imported all it needs."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+    be_rank(rank)
     os.environ |= {"TORCHELASTIC_RUN_ID": "2", "LOCAL_WORLD_SIZE": "2"}
     rank_zero_only.rank = rank  # as on import
     status, out, err = ndkd(*arguments)
@@ -419,9 +428,7 @@ def test_torchrun_with_the_shipped_overlay_and_a_recording(workplace):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in meeting.items():
             patch.setenv(name, value)
-        torch.multiprocessing.start_processes(
-            replay, ([*run, "--run_dir=runs/replayed"],), nprocs=2, start_method="fork"
-        )
+        in_two_processes(replay, [*run, "--run_dir=runs/replayed"])
     said = Path("replay-0.txt").read_text()
     assert re.search(r"^teacher: read from runs/of_two/\w+, all 2 epochs, and not loaded$", said, re.MULTILINE)
     states = [
