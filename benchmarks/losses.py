@@ -14,7 +14,7 @@ from ndkd.losses import nd_loss
 def loop_over_samples(student, teacher, class_means, target):
     loss = 0.0
     for s, t, k in zip(student, teacher, target, strict=True):
-        mean = torch.tensor(class_means[str(k.item())])
+        mean = torch.tensor(class_means[str(k.item())], device=s.device)
         loss = loss + 1 - torch.dot(s, mean / mean.norm()) / max(s.norm(), t.norm())
     return loss / len(student)
 

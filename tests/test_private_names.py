@@ -41,9 +41,11 @@ USED = [
     ),
     ("distillation/building.py", "_data_source", "lightning.pytorch.loops.fit_loop:_FitLoop", "foreign images"),
     ("distillation/building.py", "_inductor", "torch", "options of a mode of torch.compile"),
+    ("distillation/building.py", "_trainer", "lightning.pytorch:LightningModule", "a module without a trainer"),
     ("distillation/constants.py", "_apply", "torch.nn:Module", "the teacher follows to a device and a precision"),
     ("distillation/constants.py", "_trainer", "lightning.pytorch:LightningModule", "a module without a trainer"),
-    ("distillation/module.py", "_trainer", "lightning.pytorch:LightningModule", "a module without a trainer"),
+    ("distillation/cuda_graph.py", "_call_impl", "torch.nn:Module", "a call, hooks and all"),
+    ("distillation/cuda_graph.py", "_compiled_call_impl", "torch.nn:Module", "what a call is replaced by"),
     ("distillation/rehearsal.py", "_milestones", "torch.optim.lr_scheduler:SequentialLR", "schedules in schedules"),
     ("distillation/rehearsal.py", "_schedulers", "torch.optim.lr_scheduler:SequentialLR", "schedules in schedules"),
     (

@@ -66,7 +66,7 @@ class RunRecorder(Checkpoint):
             self.run.start(self.config, trainer.current_epoch)
             self._seconds = self._seconds_before()
             self._started -= self._seconds  # of a resumed run
-            self.run.update_status(state="running", command=sys.argv, machine=platform.platform(), **self._origin)
+            self.run.update_status(state="running", command=sys.argv, machine=machine(trainer), **self._origin)
             self._describe(pl_module)
 
     def _seconds_before(self) -> float:
@@ -158,6 +158,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine(trainer: L.Trainer) -> str:
+    """What a run is trained on: a GPU, where it is one, and the system."""
+    gpu = [torch.cuda.get_device_name()] if trainer.strategy.root_device.type == "cuda" else []
+    return ", ".join([*gpu, platform.platform()])
 
 
 def git_commit() -> str | None:

@@ -39,9 +39,11 @@ class TermGradients(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._last = -1
         is_compiled = isinstance(getattr(pl_module.sources["student"], "compile", None), str)
-        self.is_on = trainer.is_global_zero and not is_compiled
-        if trainer.is_global_zero and is_compiled:
-            print("ndkd: no gradients of the loss terms: the graph of a compiled student is gone after one pass")
+        self.is_on = trainer.is_global_zero and not (is_compiled or pl_module.graph)
+        if trainer.is_global_zero and not self.is_on:
+            of_one_pass = "the graph of a compiled student is gone after one pass"
+            why = "a graph replays a step as a whole" if pl_module.graph else of_one_pass
+            print(f"ndkd: no gradients of the loss terms: {why}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         for name in [name for name in trainer.callback_metrics if name.startswith("grad/")]:

@@ -1,7 +1,7 @@
 """Small images kept in memory as uint8 and augmented a whole batch at a time, without worker processes."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ndkd.data.base import PartlyLabeled
 from ndkd.data.samplers import ShardedOrder
 from ndkd.seeds import drawing_from, generator
+
+# of a batch: which images, the windows' offsets y and x, and which are mirrored
+Windows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class InMemoryLoader:
@@ -55,13 +58,16 @@ class InMemoryLoader:
         return len(self._batches())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | PartlyLabeled]:
+        for indices, (images, target) in zip(self._batches(), self._cut(self._drawn()), strict=True):
+            yield self._batch(indices, images.permute(0, 3, 1, 2).float().div_(255), target)
+
+    def _drawn(self) -> Iterator[Windows]:
+        """Where the images of each batch are cut."""
         order = self.sampler
         random = generator(order.seed, order.epoch, order.rank)
         for indices in self._batches():
             y, x = random.integers(0, 2 * self.pad + 1, (2, len(indices)))
-            flipped = random.random(len(indices)) < 0.5 if self.flip else None
-            images, target = self._cut(indices, y, x, flipped)
-            yield self._batch(indices, images.permute(0, 3, 1, 2).float().div_(255), target)
+            yield indices, y, x, random.random(len(indices)) < 0.5 if self.flip else None
 
     def _batch(self, indices: np.ndarray, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | PartlyLabeled:
         labeled = int((self.target[indices] >= 0).sum())  # of the copy on the host
@@ -142,15 +148,14 @@ class CutOnCPU:
         self.windows = np.moveaxis(windows, 3, 5)  # (N, y, x, h, w, c)
         self.mirror = np.arange(size[1] * padded.shape[3]).reshape(size[1], -1)[::-1].flatten()
 
-    def __call__(
-        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
-    ) -> tuple[Tensor, Tensor]:
-        """The uint8 (B, h, w, c) windows at offsets y and x, mirrored where ``flipped``, and their classes (B,)."""
-        images = self.windows[indices, y, x]
-        if flipped is not None:
-            rows = images.reshape(*images.shape[:2], -1)  # rows of bytes: pixel by pixel takes twice the time
-            rows[flipped] = rows[flipped].take(self.mirror, axis=2)
-        return torch.from_numpy(images), self.target[torch.from_numpy(indices)]
+    def __call__(self, drawn: Iterable[Windows]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The uint8 (B, h, w, c) windows of each batch and their classes (B,)."""
+        for indices, y, x, flipped in drawn:
+            images = self.windows[indices, y, x]
+            if flipped is not None:
+                rows = images.reshape(*images.shape[:2], -1)  # rows of bytes: pixel by pixel takes twice the time
+                rows[flipped] = rows[flipped].take(self.mirror, axis=2)
+            yield torch.from_numpy(images), self.target[torch.from_numpy(indices)]
 
 
 class CutOnDevice:
@@ -160,14 +165,15 @@ class CutOnDevice:
         self.padded, self.target = (torch.from_numpy(array).to(device) for array in (padded, target))
         self.rows, self.columns = (torch.arange(n, device=device) for n in size)
 
-    def __call__(
-        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, flipped: np.ndarray | None
-    ) -> tuple[Tensor, Tensor]:
-        mirrored = np.zeros_like(x) if flipped is None else flipped.astype(x.dtype)
-        # one transfer for everything that was drawn, without waiting for it; an index on the CPU would be waited for
-        drawn = torch.from_numpy(np.stack([indices, y, x, mirrored]))
-        drawn = drawn.pin_memory() if self.padded.is_cuda else drawn
-        index, y, x, mirrored = drawn.to(self.padded.device, non_blocking=True)
-        rows = y[:, None] + self.rows
-        columns = torch.where(mirrored[:, None] == 1, self.columns.flip(0), self.columns) + x[:, None]
-        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]], self.target[index]
+    def __call__(self, drawn: Iterable[Windows]) -> Iterator[tuple[Tensor, Tensor]]:
+        numbers = [np.stack([i, y, x, np.zeros_like(x) if f is None else f.astype(x.dtype)]) for i, y, x, f in drawn]
+        if not numbers:
+            return
+        # one transfer for all that an epoch draws, without waiting for it; an index on the CPU would be waited for
+        moved = torch.from_numpy(np.concatenate(numbers, axis=1))
+        moved = moved.pin_memory() if self.padded.is_cuda else moved
+        moved = moved.to(self.padded.device, non_blocking=True)
+        columns = torch.stack([self.columns, self.columns.flip(0)])
+        for index, y, x, mirrored in (part.unbind() for part in moved.split([each.shape[1] for each in numbers], 1)):
+            rows, across = y[:, None] + self.rows, x[:, None] + columns[mirrored]
+            yield self.padded[index[:, None, None], rows[:, :, None], across[:, None, :]], self.target[index]

@@ -28,14 +28,9 @@ class EpochAverages:
         self.finite_steps = torch.zeros_like(self.sums)
         self.steps = 0
 
-    def add(self, total: Tensor, values: Sequence[Tensor], teacher: Any = None) -> None:
-        """Add a step, and look whether what the teacher said in it are numbers."""
-        teachers = teacher.each.values() if isinstance(teacher, EnsembleOutput) else [teacher]
-        # a recorded one may lack either
-        known = (getattr(each, name, None) for each in teachers for name in ("logits", "embedding"))
-        said = [part for part in known if part is not None]
-        zero = torch.zeros_like(total) + sum((0 * part.detach()).float().sum() for part in said)
-        self.sums += torch.stack([total, *values, zero]).detach()
+    def add(self, row: Tensor) -> None:
+        """Add what ``values_of`` a step are."""
+        self.sums += row
         self.finite_steps += self.sums.isfinite()
         self.steps += 1
 
@@ -66,3 +61,13 @@ class EpochAverages:
                 "lower the learning rate or its weight"
             )
         return dict(list(zip(self.names, means, strict=True))[:-1])
+
+
+def values_of(total: Tensor, values: Sequence[Tensor], teacher: Any = None) -> Tensor:
+    """One row of a step: its objective, each of the terms and, last, 0 if what the teacher said in it are numbers."""
+    teachers = teacher.each.values() if isinstance(teacher, EnsembleOutput) else [teacher]
+    # a recorded one may lack either
+    known = (getattr(each, name, None) for each in teachers for name in ("logits", "embedding"))
+    said = [part for part in known if part is not None]
+    zero = torch.zeros_like(total) + sum((0 * part.detach()).float().sum() for part in said)
+    return torch.stack([total, *values, zero]).detach()

@@ -1,6 +1,7 @@
 """How a module's parts come together before the first step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +9,40 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ndkd.data.base import HasUnlabeled
+from ndkd.distillation.checkpoint import portable
+from ndkd.distillation.cuda_graph import graph_forward
 from ndkd.distillation.known_taps import add_known_taps
 from ndkd.distillation.objective import Objective
+from ndkd.distillation.recorded_teacher import RecordedTeacher
 from ndkd.distillation.step_output import StepOutput
 from ndkd.distillation.teachers import build_teachers, check_teachers, empty_class_means, projector_of
 from ndkd.errors import NdkdError
+from ndkd.models.config import ModelConfig
+from ndkd.models.layers import draw_linear_layers
+from ndkd.seeds import run_seed
+
+
+def build_student(module: Any) -> None:
+    """The student from the seed alone, so that every method starts from the same one."""
+    data = getattr(module._trainer, "datamodule", None)
+    if (number := getattr(data, "num_classes", None)) is not None:
+        module.hparams["num_classes"] = int(number)
+    if (names := getattr(data, "class_names", None)) is not None:
+        module.hparams["class_names"] = [str(name) for name in names]
+    module.seed, source = run_seed(), module.sources["student"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(module.seed)
+        module.student = module.build_extractor(source, data).to(memory_format=module.memory_format)
+        if module.linear_std is not None and isinstance(source, ModelConfig) and not source.brings_weights:
+            draw_linear_layers(module.student, module.linear_std)
+    module.hparams["num_classes"] = module.student.num_classes
+    if isinstance(source, ModelConfig):
+        module.hparams["student"] = portable(source, module.student)
+    if module.student.num_classes < 2:
+        raise NdkdError(
+            f"the data has {module.student.num_classes} class, wanted at least 2: with one alone any answer is right"
+        )
+    module.build_metrics()
 
 
 def build_for_training(module: Any) -> None:
@@ -30,8 +60,15 @@ def build_for_training(module: Any) -> None:
     for name, model in {"student": module.student, **module.teachers}.items():
         mode = getattr(module.sources[name], "compile", None)
         if isinstance(mode, str):  # a ready model's is a method
-            compile_model(model, mode, is_frozen=name != "student")
+            prepare(model, partial(compile_model, mode=mode, is_frozen=name != "student"))
             module.is_compiled = True
+        if module.graph:
+            prepare(model, graph_forward)
+
+
+def prepare(model: Any, change: Callable[[Any], None]) -> None:
+    """Change a model, and a recorded teacher's as soon as it is built."""
+    model.prepare(change) if isinstance(model, RecordedTeacher) else change(model)
 
 
 def check_unlabeled(objective: Objective, data: Any, say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ndkd.distillation.checkpoint import keep_class_means, keep_what_is_built, say_what_differs
+from ndkd.distillation.cuda_graph import forget_graphs
 from ndkd.distillation.foreign_callbacks import averages_weights, check_callbacks
 from ndkd.distillation.step_output import ONE, of_each
 from ndkd.models.ensemble import Ensemble
@@ -52,7 +53,9 @@ class ModuleWithConstants(L.LightningModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Behind ``to``, ``cpu``, ``bfloat16`` and the like."""
+        forget_graphs(self)
         if self.teacher is not None:
+            forget_graphs(self.teacher)
             self.teacher._apply(fn)
         self.class_means = of_each(fn, self.class_means)
         return super()._apply(fn, recurse)

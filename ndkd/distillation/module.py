@@ -12,11 +12,11 @@ from torchmetrics import MeanMetric
 
 from ndkd.data.base import PartlyLabeled
 from ndkd.distillation.accuracies import accuracies
-from ndkd.distillation.averages import EpochAverages
+from ndkd.distillation.averages import EpochAverages, values_of
 from ndkd.distillation.batches import SINGLE, check_labels, check_last_batch, hard, images_and_target
-from ndkd.distillation.building import build_for_training, image_shape
-from ndkd.distillation.checkpoint import portable
+from ndkd.distillation.building import build_for_training, build_student, image_shape
 from ndkd.distillation.constants import ModuleWithConstants
+from ndkd.distillation.cuda_graph import GraphedStep, check_graph
 from ndkd.distillation.learning_rate import follow_configuration, step_plateaus
 from ndkd.distillation.objective import LossTerm, Objective, check_names
 from ndkd.distillation.optimization import Decay, optimizers, trained_groups, with_total_steps
@@ -25,9 +25,8 @@ from ndkd.distillation.teachers import check_names_of_teachers
 from ndkd.errors import NdkdError
 from ndkd.models.config import ModelConfig
 from ndkd.models.features import FeatureExtractor
-from ndkd.models.layers import draw_linear_layers
 from ndkd.models.run_checkpoint import Known
-from ndkd.seeds import run_seed, seed_torch
+from ndkd.seeds import seed_torch
 
 
 class DistillationModule(ModuleWithConstants):
@@ -40,7 +39,6 @@ class DistillationModule(ModuleWithConstants):
         student: how to build the student, or a ready model.
         losses: the loss terms by name.
         teacher: how to build the teacher, or a ready model.
-        teachers: several of them by name, instead; each is asked for what the loss terms read of it.
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning rate scheduler from the optimizer.
         lr_interval: whether the scheduler steps every epoch or every step; ``total_steps`` are filled in.
@@ -51,6 +49,8 @@ class DistillationModule(ModuleWithConstants):
         channels_last: memory layout of images and convolutions; faster, but a model that calls ``view`` fails on it.
         num_classes: number of classes, where the data does not tell.
         class_names: their names, where the data does not tell.
+        teachers: several of them by name, instead of one; each is asked for what the loss terms read of it.
+        graph: on a GPU, capture a training step as a CUDA graph and replay it: small models train much faster.
     """
 
     headline = "acc1", "accuracy"  # the metric by which the best epoch is chosen, and its name in words
@@ -73,6 +73,7 @@ class DistillationModule(ModuleWithConstants):
         num_classes: int | None = None,
         class_names: list[str] | None = None,
         teachers: Mapping[str, ModelConfig | nn.Module] | None = None,
+        graph: bool = False,
     ):
         super().__init__()
         for name, std in {"projector_std": projector_std, "linear_std": linear_std}.items():
@@ -92,7 +93,8 @@ class DistillationModule(ModuleWithConstants):
         self.student: FeatureExtractor = None  # type: ignore[assignment]  # until it is built
         self.projector: nn.Module | None = None
         self.objective: Objective = None  # type: ignore[assignment]  # in fit alone
-        self.is_compiled = False
+        self.is_compiled, self.graph = False, graph
+        self.graphed_step: GraphedStep | None = None
         self.hparams.update(Known(num_classes, class_names).hyper_parameters())
 
     @property
@@ -116,31 +118,11 @@ class DistillationModule(ModuleWithConstants):
         """Build student, teacher, projector and objective, and check that every input of every term is provided."""
         with torch.device("cpu"):  # on a GPU the same seed would draw another student
             if self.student is None:
-                self.build_student()
+                build_student(self)
             if self.is_fitting and self.objective is None:
+                if self.graph:
+                    check_graph(self)
                 build_for_training(self)
-
-    def build_student(self) -> None:
-        """The student from the seed alone, so that every method starts from the same one."""
-        data = getattr(self._trainer, "datamodule", None)
-        if (number := getattr(data, "num_classes", None)) is not None:
-            self.hparams["num_classes"] = int(number)
-        if (names := getattr(data, "class_names", None)) is not None:
-            self.hparams["class_names"] = [str(name) for name in names]
-        self.seed, source = run_seed(), self.sources["student"]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.student = self.build_extractor(source, data).to(memory_format=self.memory_format)
-            if self.linear_std is not None and isinstance(source, ModelConfig) and not source.brings_weights:
-                draw_linear_layers(self.student, self.linear_std)
-        self.hparams["num_classes"] = self.student.num_classes
-        if isinstance(source, ModelConfig):
-            self.hparams["student"] = portable(source, self.student)
-        if self.student.num_classes < 2:
-            raise NdkdError(
-                f"the data has {self.student.num_classes} class, wanted at least 2: with one alone any answer is right"
-            )
-        self.build_metrics()
 
     def train(self, mode: bool = True) -> "DistillationModule":
         """Switch the student's mode; the teacher stays in evaluation mode, its BatchNorm statistics untouched."""
@@ -188,26 +170,34 @@ class DistillationModule(ModuleWithConstants):
 
     def forward_pair(self, batch: Any, teach: bool = True) -> StepOutput:
         """A batch through the student and, in training, the teacher."""
-        images, target = self._read(batch)
+        images, target = self.read(batch)
         if self.is_compiled:
             torch.compiler.cudagraph_mark_step_begin()  # what the last batch left may be overwritten
+        teacher = self.teach(images) if teach else None
+        output = self.learn(images, target if teach else hard(target), teacher)
+        output.labeled = batch.labeled if isinstance(batch, PartlyLabeled) else None
+        return output
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Any:
+        """What the teacher says of images, if there is one."""
+        return None if self.teacher is None else self.teacher(images)
+
+    def learn(self, images: Tensor, target: Tensor, teacher: Any = None) -> StepOutput:
+        """What the student says of images beside the teacher's words."""
         student = self.student(images)
         if self.projector is not None:
             student.projected = self.projector(student.embedding)
-        teacher = None
-        if teach and self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher(images)
-        labeled = batch.labeled if isinstance(batch, PartlyLabeled) else None
-        return StepOutput(student, target if teach else hard(target), teacher, self.class_means, labeled)
+        return StepOutput(student, target, teacher, self.class_means)
 
     @torch.no_grad()
     def teacher_embeddings(self, batch: Any, name: str = "teacher") -> tuple[Tensor, Tensor]:
         """A teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
-        images, target = self._read(batch)
+        images, target = self.read(batch)
         return self.teachers[name](images).embedding, target
 
-    def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Images (N, c, h, w) and labels of a batch as the models want them."""
         images, target = images_and_target(batch, next(self.student.parameters()).dtype, self.student.num_classes)
         return images.to(memory_format=self.memory_format), target
 
@@ -241,6 +231,7 @@ class DistillationModule(ModuleWithConstants):
             raise NdkdError("there are no class means: give the trainer callbacks=[ClassMeans()]")
         if self.projector is not None and list(self.projector.parameters()):
             check_last_batch(self.trainer)
+        self.graphed_step = GraphedStep(self) if self.graph else None
         if self.make_lr_scheduler is not None and self.trainer.global_step:  # it goes on
             make_scheduler = with_total_steps(self.make_lr_scheduler, self.trainer, self.lr_interval)
             follow_configuration(self.trainer, self.make_optimizer, make_scheduler)
@@ -256,6 +247,8 @@ class DistillationModule(ModuleWithConstants):
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.graphed_step is not None and (replayed := self.graphed_step(batch)) is not None:
+            return replayed
         try:
             output = self.forward_pair(batch)
         except ValueError as error:
@@ -263,8 +256,14 @@ class DistillationModule(ModuleWithConstants):
                 raise NdkdError(SINGLE) from error
             raise
         total, values = self.objective(output, self.current_epoch)
-        self.averages.add(total, list(values.values()), output.teacher)
+        self.averages.add(values_of(total, list(values.values()), output.teacher))
         return total
+
+    def backward(self, loss: Tensor, *args: Any, **options: Any) -> None:
+        if self.graphed_step is not None and not loss.requires_grad:  # a replayed step has been through it
+            self.graphed_step.backward()
+        else:
+            super().backward(loss, *args, **options)
 
     def on_train_epoch_end(self) -> None:
         means = self.averages.means(self.current_epoch, self.trainer.strategy.reduce)

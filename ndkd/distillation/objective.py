@@ -175,12 +175,19 @@ class Objective(nn.Module):
             term.loss.train()
         self.is_weighted = True
 
-    def forward(self, output: StepOutput, epoch: float = inf) -> tuple[Tensor, dict[str, Tensor]]:
+    def factors(self, epoch: float = inf) -> dict[str, float]:
+        """What each term is weighed by in an epoch, the first being epoch 0; by default every warm-up is over."""
+        return {name: term.factor(epoch) for name, term in self.terms.items()}
+
+    def forward(
+        self, output: StepOutput, epoch: float = inf, factors: Mapping[str, float | Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and the value of each term before it is weighed.
 
         Args:
             output: of a batch.
             epoch: for the warm-up, the first being epoch 0; by default every warm-up is over.
+            factors: what each term is weighed by, instead of the epoch's.
 
         Raises:
             NdkdError: an input that the output does not provide, a value that a loss refuses, or class weights that
@@ -189,7 +196,7 @@ class Objective(nn.Module):
         if not self.is_weighted:
             raise NdkdError("class_weights are not known yet: call build(output, class_counts) before the first step")
         values = {name: self._value(name, term, output) for name, term in self.terms.items()}
-        factors = {name: term.factor(epoch) for name, term in self.terms.items()}
+        factors = self.factors(epoch) if factors is None else factors
         return reduce(add, (factors[name] * value for name, value in values.items())), values
 
     def _value(self, name: str, term: LossTerm, output: StepOutput) -> Tensor:

@@ -85,7 +85,7 @@ class RecordedTeacher(nn.Module):
         super().__init__()
         self.recording, self.build, self.names, self.say = recording, build, sorted(names), say
         self.who = who
-        self.model, self.how_to_compile = teacher, dict[str, Any]()
+        self.model, self.when_built = teacher, list[Callable[[FeatureExtractor], None]]()
         self.is_new = teacher is None  # the first question is that for the shapes
         self.is_paused = False  # between training steps
         self.records = True  # until something stands in its way
@@ -108,19 +108,19 @@ class RecordedTeacher(nn.Module):
         """Whether the teacher itself is there."""
         return self.model is not None
 
-    def compile(self, **options: Any) -> None:
-        """Compile the teacher itself, now or when it is built."""
-        self.how_to_compile = options
+    def prepare(self, change: Callable[[FeatureExtractor], None]) -> None:
+        """Change the teacher itself, now or when it is built."""
+        self.when_built.append(change)
         if self.model is not None:
-            self.model.compile(**options)
+            change(self.model)
 
     def itself(self, images: Tensor) -> FeatureExtractor:
         """The teacher, built if need be, where such images are."""
         if self.model is None:
             with torch.random.fork_rng(devices=[]):
                 self.model = self.build().to(images.device, images.dtype)
-            if self.how_to_compile:
-                self.model.compile(**self.how_to_compile)
+            for change in self.when_built:
+                change(self.model)
         return self.model
 
     def forward(self, images: Tensor) -> Any:

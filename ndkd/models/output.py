@@ -1,5 +1,6 @@
 """What a model hands to the losses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -50,3 +51,25 @@ class EnsembleOutput:
         r"""(N, C), in float32: the mean $\frac{1}{K} \sum_k t^k$ over the K teachers."""
         mean: Tensor = torch.stack([output.logits.float() for output in self.each.values()]).mean(dim=0)
         return mean
+
+
+def mapped(function: Callable[[Tensor], Any], output: Any) -> Any:
+    """What a function makes of each tensor of an output, in an output of the same kind.
+
+    >>> mapped(torch.numel, [SimpleNamespace(logits=torch.rand(4, 10)), None])
+    [namespace(logits=40), None]
+    """
+    if output is None or isinstance(output, Tensor):
+        return output if output is None else function(output)
+    if isinstance(output, list | tuple):
+        return [mapped(function, each) for each in output]
+    if isinstance(output, dict):
+        return {name: mapped(function, each) for name, each in output.items()}
+    return type(output)(**mapped(function, vars(output)))
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of an output, in the order of its parts."""
+    found: list[Tensor] = []
+    mapped(found.append, output)
+    return found

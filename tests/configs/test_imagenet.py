@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from ndkd.configuration.arguments import default_run_dir, values_of
-from ndkd.distillation.building import build_for_training, dry_forward
+from ndkd.distillation.building import build_for_training, build_student, dry_forward
 from ndkd.distillation.module import DistillationModule
 from ndkd.errors import NdkdError
 from ndkd.models import FeatureExtractor, build_model
@@ -254,14 +254,16 @@ def test_row_is_built(name, row, place, monkeypatch):
 
     def configure_model(module):
         with torch.device("meta"):
-            module.build_student()
+            build_student(module)
             build_for_training(module)
         built.append(module)
         raise NdkdError("that is enough")
 
     monkeypatch.setattr(DistillationModule, "configure_model", configure_model)
     monkeypatch.setattr(DistillationModule, "cpu", lambda module: module)
-    monkeypatch.setattr("ndkd.distillation.module.portable", lambda config, built: {})  # it reads numbers, and so does
+    monkeypatch.setattr(
+        "ndkd.distillation.building.portable", lambda config, built: {}
+    )  # it reads numbers, and so does
     monkeypatch.setattr("ndkd.distillation.teachers._check_apart", lambda teacher, student, who: None)
     command = ROWS.get((name, row), ["fit", "--config", DEIT])
     status, _, err = ndkd(*command, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu")

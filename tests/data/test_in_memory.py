@@ -294,7 +294,8 @@ def test_pixels_are_those_of_torchvision_at_the_same_offsets_and_flips():
     cut, random = CutOnCPU(padded, TARGET, (6, 5)), np.random.default_rng(1)
     indices, flipped = np.arange(23), random.random(23) < 0.5
     y, x = random.integers(0, 2 * pad + 1, (2, 23))
-    for image, *where in zip(cut(indices, y, x, flipped)[0], IMAGES, y, x, flipped, strict=True):
+    [(images, _)] = cut([(indices, y, x, flipped)])
+    for image, *where in zip(images, IMAGES, y, x, flipped, strict=True):
         plain, top, left, is_flipped = where
         expected = F.crop(F.pad(F.to_pil_image(plain), pad), int(top), int(left), 6, 5)
         expected = F.hflip(expected) if is_flipped else expected

@@ -5,6 +5,7 @@ from functools import partial
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from ndkd.callbacks import ClassMeans, TeacherCache
 from ndkd.data import DigitsDataModule
@@ -117,6 +118,69 @@ def test_cuda_graphs(on_device, make_module, terms, digits, teacher_checkpoint):
     for module in modules:
         on_device(module, data=digits(), epochs=2)
     torch.testing.assert_close(*map(weights, modules), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("losses", [("ce",), ("ce", "kd", "nd"), ("ce", "review")])
+def test_a_replayed_graph_gives_the_same_weights(on_device, make_module, terms, losses, precision):
+    modules = [make_module(terms(*losses), narrow=True, graph=graph) for graph in (False, True)]
+    data = partial(DigitsDataModule, train_size=150, batch_size=32)  # four batches of 32 and one of 22
+    for module in modules:
+        on_device(module, data=data(), epochs=3, precision=precision, deterministic="warn")
+    assert modules[1].graphed_step.key is not None
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if precision == "32-true" else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(*map(weights, modules), **tolerance)
+
+
+@pytest.mark.cuda
+def test_a_graph_follows_warm_up_and_recording(on_device, make_module, terms, digits, tmp_path):
+    found = []
+    for graph in (False, True, True):
+        losses = terms("ce", "kd", "nd")
+        losses["kd"].warmup_epochs = 3
+        module, callbacks = make_module(losses, graph=graph), [TeacherCache(tmp_path)] if graph else []
+        on_device(module, *callbacks, data=digits(), epochs=4, deterministic="warn")
+        found.append(weights(module))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)  # while it is recorded
+    torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)  # from the recording
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graph", [False, True])
+def test_what_is_validated_in_a_fit_is_what_is_tested_afterwards(on_device, make_module, terms, digits, graph):
+    """Between both the trainer moves the module away from the GPU and back."""
+    data, module = digits(), make_module(terms("ce", "kd"), graph=graph)
+    trainer = on_device(module, data=data, epochs=5)
+    wanted = trainer.callback_metrics["val/cross_entropy"].item()
+    kept = [torch.empty(1 << k, device="cuda") for k in range(24)]  # memory is dealt out otherwise
+    for _ in range(2):
+        found = trainer.validate(module, datamodule=data, verbose=False)[0]["val/cross_entropy"]
+        assert found == pytest.approx(wanted, rel=1e-5)
+    assert kept
+
+
+@pytest.mark.cuda
+def test_averages_of_weights_are_what_is_validated(on_device, make_module, terms, digits):
+    found = []
+    for graph in (False, True):
+        module, data = make_module(terms("ce"), lr=0.02, graph=graph), digits()
+        averages = EMAWeightAveraging(decay=0.9)
+        trainer = on_device(module, averages, data=data, epochs=5, deterministic="warn")
+        found.append(trainer.callback_metrics["val/cross_entropy"].item())
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.cuda
+def test_no_replayed_step_waits_for_the_gpu(on_device, make_module, terms, digits):
+    class AfterTheCapture(NothingWaits):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch > 1:
+                super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    module = make_module(terms("ce", "kd", "nd"), graph=True)
+    on_device(module, watch := AfterTheCapture(), data=digits(), epochs=4)
+    assert watch.steps == 6
 
 
 @pytest.mark.cuda
