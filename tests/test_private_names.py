@@ -46,6 +46,12 @@ USED = [
     ("distillation/constants.py", "_trainer", "lightning.pytorch:LightningModule", "a module without a trainer"),
     ("distillation/cuda_graph.py", "_call_impl", "torch.nn:Module", "a call, hooks and all"),
     ("distillation/cuda_graph.py", "_compiled_call_impl", "torch.nn:Module", "what a call is replaced by"),
+    (
+        "distillation/module_with_graph.py",
+        "_apply",
+        "torch.nn:Module",
+        "what a graph reads is elsewhere",
+    ),
     ("distillation/rehearsal.py", "_milestones", "torch.optim.lr_scheduler:SequentialLR", "schedules in schedules"),
     ("distillation/rehearsal.py", "_schedulers", "torch.optim.lr_scheduler:SequentialLR", "schedules in schedules"),
     (

@@ -55,7 +55,8 @@ def write_tables(rows: list[dict[str, Any]], out: Path, command: str, notes: str
     runs = _in_words(as_table(rows))
     table = markdown(runs)
     write_atomically(out / "results.csv", lambda file: runs.to_csv(file, index=False))
-    made = f"{code(command)}, {date.today()}, {platform.platform()}, {os.cpu_count()} cores."
+    machines = ", ".join(sorted(set(runs["machine"].dropna()))) or platform.platform()
+    made = f"{code(command)}, {date.today()}, {machines}, {os.cpu_count()} cores."
     text = "\n\n".join(part for part in (table, LEGEND, notes, made) if part) + "\n"
     write_atomically(out / "results.md", lambda file: file.write(text.encode()))
     return table

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ndkd.distillation.checkpoint import keep_class_means, keep_what_is_built, say_what_differs
 from ndkd.distillation.cuda_graph import forget_graphs
 from ndkd.distillation.foreign_callbacks import averages_weights, check_callbacks
+from ndkd.distillation.module_with_graph import ModuleWithGraph
 from ndkd.distillation.step_output import ONE, of_each
 from ndkd.models.ensemble import Ensemble
 
@@ -29,7 +29,7 @@ class Constants:
         return Constants()
 
 
-class ModuleWithConstants(L.LightningModule):
+class ModuleWithConstants(ModuleWithGraph):
     """A module that takes teacher and class means to its device and precision, and counts them as none of its parts.
 
     As parts they would be copied and averaged by callbacks, synchronised by DDP and stored with every checkpoint.
@@ -53,7 +53,6 @@ class ModuleWithConstants(L.LightningModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Behind ``to``, ``cpu``, ``bfloat16`` and the like."""
-        forget_graphs(self)
         if self.teacher is not None:
             forget_graphs(self.teacher)
             self.teacher._apply(fn)

@@ -49,6 +49,10 @@ def captured(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
     return result, graph.replay
 
 
+def is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def signature(given: Any) -> list[Any]:
     """What tells whether a graph fits: kinds, shapes and types."""
     return [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors_in(given)]
@@ -74,7 +78,7 @@ class GraphedForward:
         self.graphs: dict[Any, tuple[Tensor, Any, Callable[[], None]]] = {}
 
     def __call__(self, images: Tensor) -> Any:
-        if torch.is_grad_enabled() or not images.is_cuda:
+        if torch.is_grad_enabled() or not is_on_gpu(images):
             return self.call(images)
         modes = self.model.training, torch.is_inference_mode_enabled(), torch.is_autocast_enabled()
         key = images.shape, images.dtype, images.stride(), modes

@@ -94,7 +94,6 @@ class DistillationModule(ModuleWithConstants):
         self.projector: nn.Module | None = None
         self.objective: Objective = None  # type: ignore[assignment]  # in fit alone
         self.is_compiled, self.graph = False, graph
-        self.graphed_step: GraphedStep | None = None
         self.hparams.update(Known(num_classes, class_names).hyper_parameters())
 
     @property
@@ -258,12 +257,6 @@ class DistillationModule(ModuleWithConstants):
         total, values = self.objective(output, self.current_epoch)
         self.averages.add(values_of(total, list(values.values()), output.teacher))
         return total
-
-    def backward(self, loss: Tensor, *args: Any, **options: Any) -> None:
-        if self.graphed_step is not None and not loss.requires_grad:  # a replayed step has been through it
-            self.graphed_step.backward()
-        else:
-            super().backward(loss, *args, **options)
 
     def on_train_epoch_end(self) -> None:
         means = self.averages.means(self.current_epoch, self.trainer.strategy.reduce)
