@@ -12,7 +12,6 @@ teacher's compilation or ndkd's final test in it. What follows ``--`` goes to ``
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import lightning.pytorch as L
 import torch
 from loader import AUGMENTATION
 from losses import loop_over_samples
-from quiet import alone, quiet_fit
-from synthetic_cifar import BATCH_SIZE, PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, write_config, write_images
+from quiet import alone, fit_with
+from synthetic_cifar import BATCH_SIZE, PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, written
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -49,8 +48,7 @@ class FitTimer(L.Callback):
 
 
 def ours(config: Path, options: list[str]) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        quiet_fit(config, "--run_dir", folder, f"--trainer.callbacks+={__name__}.FitTimer", *options)
+    fit_with(FitTimer, config, *options)
     return FitTimer.seconds
 
 
@@ -96,11 +94,9 @@ def plain_loop(root: Path, pair: str, class_means: dict[str, list[float]]) -> fl
 
 def compare(pair: str, repeats: int, options: list[str], recorded: bool) -> None:
     names = ["plain loop", *(["recording", "replayed"] if recorded else ["ndkd fit"])]
-    with tempfile.TemporaryDirectory() as folder:
-        root, size = Path(folder), TRAIN_SIZE[pair]
-        write_images(root, size, TEST_SIZE)
-        config = write_config(root, pair)
-        width = FeatureExtractor(build_model(PAIRS[pair][0], 10)).embedding_dim
+    size = TRAIN_SIZE[pair]
+    with written(pair, size, TEST_SIZE) as config:
+        root, width = config.parent, FeatureExtractor(build_model(PAIRS[pair][0], 10)).embedding_dim
         class_means = {str(k): row for k, row in enumerate(torch.rand(10, width).tolist())}  # the loop's speed is equal
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for number in range(repeats):

@@ -8,37 +8,30 @@ ratio is to that of long trainings, which that of the epochs alone foretells. Wh
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
-from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
+from quiet import ndkd_process
+from synthetic_cifar import BATCH_SIZE, PAIRS, TEMPERATURE, written
 
 WANTED = {"r56_r20": 1.4, "r32x4_r8x4": 2.0, "r50_mv2": 4.0}
-ND = {"nd": {"loss": "NDLoss"}}
-TERMS = {
-    "kd": {"loss": {"class_path": "KDLoss", "init_args": {"temperature": 4}}},
-    "dkd": {"loss": {"class_path": "DKDLoss", "init_args": {"temperature": 4}}},
-    "dist": {"loss": "DISTLoss"},
-}
+DKD = {"loss": {"class_path": "DKDLoss", "init_args": {"temperature": TEMPERATURE}}}
 
 
-def write_methods(root: Path, pair: str, epochs: int) -> list[str]:
-    """The configurations of student, KD, KD++, DKD, DKD++, DIST and DIST++."""
-    whole = json.loads(write_config(root, pair).read_text())
+def write_methods(config: Path, epochs: int) -> list[str]:
+    """Beside KD++'s configuration, those of student, KD, KD++, DKD, DKD++, DIST and DIST++."""
+    whole, files = json.loads(config.read_text()), []
     whole["trainer"]["max_epochs"] = epochs
-    ce, files = whole["model"]["init_args"]["losses"]["ce"], []
-    methods = {"student": {}, **{name: {name: term} for name, term in TERMS.items()}}
-    methods |= {f"{name}++": {name: term, **ND} for name, term in TERMS.items()}
-    for name, terms in methods.items():
-        whole["model"]["init_args"]["losses"] = {"ce": ce, **terms}
-        file = root / f"{name}.yaml"
+    ce, kd, nd = (whole["model"]["init_args"]["losses"][name] for name in ("ce", "kd", "nd"))
+    terms = {"kd": kd, "dkd": DKD, "dist": {"loss": "DISTLoss"}}
+    methods = {"student": {}, **{name: {name: term} for name, term in terms.items()}}
+    methods |= {f"{name}++": {name: term, "nd": nd} for name, term in terms.items()}
+    for name, losses in methods.items():
+        whole["model"]["init_args"]["losses"] = {"ce": ce, **losses}
+        file = config.with_name(f"{name}.yaml")
         file.write_text(json.dumps(whole))
         files.append(str(file))
     return files
@@ -47,10 +40,8 @@ def write_methods(root: Path, pair: str, epochs: int) -> list[str]:
 def seconds_of(root: Path, configs: list[str], words: list[str], options: list[str]) -> tuple[float, float]:
     """Of the whole command, and of the epochs of its runs."""
     out = root / "out"
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "ndkd", "compare", "--out", str(out), *words, *configs, "--", *options]
     started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path})
+    ndkd_process("compare", "--out", out, *words, *configs, "--", *options, silent=True)
     taken = time.perf_counter() - started
     epochs = pd.read_csv(out / "results.csv")["seconds"].sum()
     shutil.rmtree(out)
@@ -65,12 +56,10 @@ def main() -> None:
     parser.add_argument("options", nargs="*")
     arguments = parser.parse_args()
     for pair in arguments.pairs:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            write_images(root, BATCH_SIZE * arguments.steps, BATCH_SIZE)
-            configs = write_methods(root, pair, epochs=2)
+        with written(pair, BATCH_SIZE * arguments.steps) as config:
+            configs = write_methods(config, epochs=2)
             times = [
-                [seconds_of(root, configs, words, arguments.options) for words in (["--no-teacher-cache"], [])]
+                [seconds_of(config.parent, configs, words, arguments.options) for words in (["--no-teacher-cache"], [])]
                 for _ in range(arguments.repeats)
             ]
         ratios = [without[0] / shared[0] for without, shared in times]

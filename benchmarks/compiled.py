@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from quiet import alone, quiet_fit
-from synthetic_cifar import BATCH_SIZE, PAIRS, write_config, write_images
+from synthetic_cifar import BATCH_SIZE, PAIRS, written
 
 from ndkd.runs import Run
 
@@ -39,16 +39,13 @@ def main() -> None:
     parser.add_argument("options", nargs="*")
     arguments = parser.parse_args()
     os.environ |= {"PYTHONWARNINGS": "ignore", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    images, given = BATCH_SIZE * arguments.steps, ["--trainer.precision=bf16-mixed", *arguments.options]
     for pair in arguments.pairs:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            write_images(root, BATCH_SIZE * arguments.steps, BATCH_SIZE)
-            config, given = write_config(root, pair), ["--trainer.precision=bf16-mixed", *arguments.options]
+        with written(pair, images) as config:
             times = [
                 {side: alone(seconds_of, config, [*given, *options]) for side, options in SIDES.items()}
                 for _ in range(arguments.repeats)
             ]
-        images = BATCH_SIZE * arguments.steps
         for side in SIDES:
             ratios = [found["neither"][0] / found[side][0] for found in times]
             epoch, start = (statistics.median(found[side][k] for found in times) for k in (0, 1))

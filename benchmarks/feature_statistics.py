@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import numpy as np
 from quiet import quiet_fit
-from synthetic_cifar import write_config, write_images
+from synthetic_cifar import written
 
 from ndkd.callbacks import FeatureStatistics
 from ndkd.cli import main as ndkd
@@ -22,19 +22,20 @@ SIZES = 2560, 512  # training and evaluation images, CIFAR's ratio
 
 
 class Durations(L.Callback):
-    """Seconds in the statistics' hooks, of the run that has just ended: for each hook those of each call."""
+    """Seconds in the statistics' hooks, of the run that has ended: for each hook of its epochs those of each call."""
 
     seconds: dict[str, list[float]] = {}
 
     def on_fit_end(self, trainer, pl_module):
         recorded = trainer.profiler.recorded_durations
-        own = {name: f"[Callback]FeatureStatistics.{name}" for name in vars(FeatureStatistics) if name[:3] == "on_"}
+        hooks = [name for name in vars(FeatureStatistics) if name[:3] == "on_" and name != "on_fit_start"]  # once a run
+        own = {name: f"[Callback]FeatureStatistics.{name}" for name in hooks}
         Durations.seconds = {name: recorded[full] for name, full in own.items()}
 
 
-def measure(name: str, config: str, epochs: int, *options: str) -> None:
+def measure(name: str, config: str | Path, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        options = (*options, f"--trainer.max_epochs={epochs}", "--trainer.num_sanity_val_steps=0", "--run_dir", folder)
+        options = [f"--trainer.max_epochs={epochs}", "--trainer.num_sanity_val_steps=0", "--run_dir", folder]
         callback = f"--trainer.callbacks+={__name__}.Durations"
         quiet_fit(config, "--trainer.profiler=simple", callback, *options)
         epoch = np.array([float(row["time/epoch"]) for row in Run(folder).metrics()])
@@ -51,9 +52,8 @@ def main() -> None:
     if not Run("runs/digits/teacher").is_used:
         assert ndkd(["fit", "--config", "configs/digits/teacher.yaml"]) == 0
     measure("digits, resnet20 to resnet8", "configs/digits/kd++.yaml", 60)
-    with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), *SIZES)
-        measure("CIFAR's size, resnet56 to resnet20", str(write_config(Path(folder), "r56_r20")), 3)
+    with written("r56_r20", *SIZES) as config:
+        measure("CIFAR's size, resnet56 to resnet20", config, 3)
 
 
 if __name__ == "__main__":

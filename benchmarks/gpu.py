@@ -19,7 +19,7 @@ import lightning.pytorch as L
 import torch
 from loader import AUGMENTATION
 from losses import loop_over_samples
-from quiet import quiet_fit
+from quiet import fit_with
 from synthetic_cifar import PAIRS, SGD, TEMPERATURE, SyntheticCIFAR10, write_config, write_images
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,6 +74,10 @@ class RandomPhotos(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
 class Step(nn.Module):
     """The models of a pair and the loss of a batch."""
 
@@ -102,7 +106,7 @@ class Step(nn.Module):
         return loss + nd_loss(projected, teacher.embedding, self.class_means, target)
 
     def train_on(self, images: Tensor, target: Tensor, precision: str) -> None:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with autocast(images.device, precision):
             loss = self.loss(images, target)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
@@ -125,9 +129,7 @@ def seconds_of(step: Callable[[], object], steps: int, device: torch.device) -> 
 
 def of_fit(config: Path, options: list[str]) -> float:
     EpochTimer.seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        callback = f"--trainer.callbacks+={__name__}.EpochTimer"
-        quiet_fit(config, "--trainer.max_epochs", EPOCHS, "--run_dir", folder, callback, *options)
+    fit_with(EpochTimer, config, "--trainer.max_epochs", EPOCHS, *options)
     return statistics.median(EpochTimer.seconds[1:])
 
 
@@ -178,13 +180,13 @@ def of_floor(pair: str, batch_size: int, steps: int, device: torch.device, preci
 def of_parts(pair: str, batch_size: int, steps: int, device: torch.device, precision: str) -> dict[str, float]:
     made, (images, target) = Step(pair, device), batch_of(pair, batch_size, device)
 
-    @torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    @autocast(device, precision)
     @torch.no_grad()
     def teacher() -> None:
         made.teacher(images)
 
     def student() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with autocast(device, precision):
             logits = made.student(images).logits
         F.cross_entropy(logits.float(), target).backward()
 

@@ -9,14 +9,13 @@ Lightning. Both are timed in turns, in one process.
 """
 
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from quiet import quiet_fit
-from synthetic_cifar import BATCH_SIZE, for_each_pair, write_config, write_images
+from quiet import fit_with
+from synthetic_cifar import for_each_pair
 
 STEPS, SKIPPED = 60, 10
 
@@ -46,22 +45,17 @@ class ModelsAlone(L.Callback):
         self.ended = time.perf_counter()
 
 
-def measure(pair: str, options: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_images(root, BATCH_SIZE * STEPS, BATCH_SIZE)
-        config = write_config(root, pair)
-        for name, ModelsAlone.reads in (("asked and recorded", False), ("read", True)):
-            ModelsAlone.steps, ModelsAlone.models = [], []
-            callback = f"--trainer.callbacks+={__name__}.ModelsAlone"
-            quiet_fit(config, "--run_dir", root / name, callback, "--teacher_cache", root / "recorded", *options)
-            shares = [1 - part / whole for whole, part in zip(ModelsAlone.steps, ModelsAlone.models, strict=True)]
-            print(
-                f"{pair}, teacher {name}: {1e3 * statistics.median(ModelsAlone.steps):.0f} ms a step, "
-                f"outside of the models {statistics.median(shares):.1%} (wanted at most 5 %)",
-                flush=True,
-            )
+def measure(pair: str, config: Path, options: list[str]) -> None:
+    for name, ModelsAlone.reads in (("asked and recorded", False), ("read", True)):
+        ModelsAlone.steps, ModelsAlone.models = [], []
+        fit_with(ModelsAlone, config, "--teacher_cache", config.parent / "recorded", *options)
+        shares = [1 - part / whole for whole, part in zip(ModelsAlone.steps, ModelsAlone.models, strict=True)]
+        print(
+            f"{pair}, teacher {name}: {1e3 * statistics.median(ModelsAlone.steps):.0f} ms a step, "
+            f"outside of the models {statistics.median(shares):.1%} (wanted at most 5 %)",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    for_each_pair(measure)
+    for_each_pair(measure, STEPS)

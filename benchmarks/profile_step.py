@@ -7,13 +7,12 @@ accounts for is Python's.
     python benchmarks/profile_step.py --pairs r32x4_r8x4 -- --trainer.precision bf16-mixed
 """
 
-import tempfile
 import time
 from pathlib import Path
 
 import lightning.pytorch as L
-from quiet import quiet_fit
-from synthetic_cifar import BATCH_SIZE, for_each_pair, write_config, write_images
+from quiet import fit_with
+from synthetic_cifar import for_each_pair
 from torch.profiler import ProfilerActivity, profile
 
 STEPS, SKIPPED = 40, 5
@@ -53,19 +52,14 @@ def shares_of(seconds: dict[str, float], whole: float) -> dict[str, float]:
     return found | {"Python and between operations": 1 - sum(found.values())}
 
 
-def measure(pair: str, options: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_images(root, BATCH_SIZE * STEPS, BATCH_SIZE)
-        config = write_config(root, pair)
-        names = {"teacher asked": [], "teacher read from a recording": ["--teacher_cache", str(root / "recorded")]}
-        for name, more in names.items():
-            for turn in range(1 + bool(more)):  # the first one records
-                callback = f"--trainer.callbacks+={__name__}.Profiled"
-                quiet_fit(config, "--run_dir", root / f"{name}{turn}", callback, *more, *options)
-            shown = ", ".join(f"{kind} {share:.0%}" for kind, share in Profiled.shares.items())
-            print(f"{pair}, {name}: {1e3 * Profiled.seconds:.0f} ms a step; {shown}", flush=True)
+def measure(pair: str, config: Path, options: list[str]) -> None:
+    names = {"teacher asked": [], "teacher read from a recording": ["--teacher_cache", config.parent / "recorded"]}
+    for name, more in names.items():
+        for _ in range(1 + bool(more)):  # the first one records
+            fit_with(Profiled, config, *more, *options)
+        shown = ", ".join(f"{kind} {share:.0%}" for kind, share in Profiled.shares.items())
+        print(f"{pair}, {name}: {1e3 * Profiled.seconds:.0f} ms a step; {shown}", flush=True)
 
 
 if __name__ == "__main__":
-    for_each_pair(measure)
+    for_each_pair(measure, STEPS)

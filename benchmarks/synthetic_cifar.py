@@ -1,10 +1,12 @@
 """Random images in CIFAR-10's files, teachers with random weights, and configurations of KD++ for ``ndkd fit``."""
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +76,21 @@ def write_config(root: Path, pair: str) -> Path:
     return path
 
 
-def for_each_pair(measure: Callable[[str, list[str]], None]) -> None:
-    """Call it with each pair that the command line names, and with the options that it has for ``ndkd fit``."""
+@contextlib.contextmanager
+def written(pair: str, train_size: int, test_size: int = BATCH_SIZE) -> Iterator[Path]:
+    """The path of a pair's configuration, in a folder with its images that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), train_size, test_size)
+        yield write_config(Path(folder), pair)
+
+
+def for_each_pair(measure: Callable[[str, Path, list[str]], None], steps: int) -> None:
+    """Call it with each pair that the command line names, its configuration and the options for ``ndkd fit``."""
     parser = argparse.ArgumentParser(usage="%(prog)s [--pairs PAIR …] [-- OPTION_OF_NDKD_FIT …]")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["r56_r20", "r32x4_r8x4"])
     parser.add_argument("options", nargs="*")
     arguments = parser.parse_args()
     os.environ["PYTHONWARNINGS"] = "ignore"
     for pair in arguments.pairs:
-        measure(pair, arguments.options)
+        with written(pair, BATCH_SIZE * steps) as config:
+            measure(pair, config, arguments.options)

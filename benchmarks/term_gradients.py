@@ -5,18 +5,16 @@ Needs the teacher that ``ndkd fit --config digits/teacher.yaml`` trains; run it 
     python benchmarks/term_gradients.py
 """
 
-import contextlib
 import inspect
-import io
 import os
 import statistics
 import tempfile
 import time
 
 import lightning.pytorch as L
+from quiet import quiet_fit
 
 from ndkd.callbacks import TermGradients
-from ndkd.cli import main as ndkd
 
 EPOCHS, BATCH_SIZE = 30, 64
 SECONDS: dict[bool, list[float]] = {True: [], False: []}  # of steps that are measured, and of others
@@ -35,10 +33,10 @@ class StepTimer(L.Callback):
 def main() -> None:
     os.environ["PYTHONWARNINGS"] = "ignore"
     callbacks = "[{class_path: __main__.StepTimer}, {class_path: TermGradients, init_args: {every_n_steps: 2}}]"
-    data = ["--data.init_args.train_size", "null", "--data.init_args.batch_size", str(BATCH_SIZE)]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        options = ["--trainer.max_epochs", str(EPOCHS), "--run_dir", folder, "--trainer.callbacks", callbacks]
-        assert ndkd(["fit", "--config", "digits/kd++.yaml", *data, *options]) == 0
+    data = ["--data.init_args.train_size", "null", "--data.init_args.batch_size", BATCH_SIZE]
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--trainer.max_epochs", EPOCHS, "--run_dir", folder, "--trainer.callbacks", callbacks]
+        quiet_fit("digits/kd++.yaml", *data, *options)
     measured, plain = (statistics.median(SECONDS[kind][10:]) for kind in (True, False))
     every = inspect.signature(TermGradients).parameters["every_n_steps"].default
     print(f"a step: {1e3 * plain:.1f} ms, a measured one: {1e3 * measured:.1f} ms, {measured / plain:.2f} times that")

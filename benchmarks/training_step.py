@@ -5,18 +5,15 @@ Needs the teacher that ``ndkd fit --config configs/digits/teacher.yaml`` trains;
     python benchmarks/training_step.py
 """
 
-import contextlib
-import io
 import os
 import statistics
-import tempfile
 import time
 
 import lightning.pytorch as L
 import torch
+from quiet import fit_with
 from torch.nn import functional as F
 
-from ndkd.cli import main as ndkd
 from ndkd.data import DigitsDataModule
 from ndkd.losses import kd_loss, nd_loss
 from ndkd.models import ModelConfig
@@ -39,12 +36,8 @@ class StepTimer(L.Callback):
 
 def fit() -> float:
     STEP_SECONDS.clear()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        options = ["--trainer.max_epochs", str(EPOCHS), "--run_dir", folder, "--trainer.callbacks+=__main__.StepTimer"]
-        data = ["--data.init_args.train_size", "null", "--data.init_args.batch_size", str(BATCH_SIZE)]
-        with contextlib.redirect_stdout(io.StringIO()):
-            status = ndkd(["fit", "--config", "configs/digits/kd++.yaml", *data, *options])
-    assert status == 0
+    data = ["--data.init_args.train_size", "null", "--data.init_args.batch_size", BATCH_SIZE]
+    fit_with(StepTimer, "configs/digits/kd++.yaml", "--trainer.max_epochs", EPOCHS, *data)
     return statistics.median(STEP_SECONDS[2:])
 
 
