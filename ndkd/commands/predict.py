@@ -7,6 +7,7 @@ from itertools import compress
 from pathlib import Path
 
 from ndkd.classifier import of_checkpoint
+from ndkd.data.folders import check_link
 from ndkd.data.image_files import Skipped, images_below, readable
 from ndkd.errors import NdkdError
 from ndkd.files import check_folder, write_rows
@@ -75,6 +76,7 @@ def photos_in(place: Path, skipped: Skipped) -> list[bytes]:
     """The photos in a folder, folder by folder in the order of their names, or the one photo."""
     if place.is_file():
         return [os.fsencode(place)]
+    check_link(place)
     if not place.is_dir():
         raise NdkdError(f"images {place} does not exist; give a folder of photos or a photo")
     found = list(images_below(place, {}, skipped))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ndkd.data.folders import check_link, folder_names, leads_nowhere
 from ndkd.errors import NdkdError, shortened
 
 OR_SKIP = "replace or remove it, or set on_error skip"  # of sets that can leave files out
@@ -112,10 +113,10 @@ def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) 
         NdkdError: no folder, none of a class, a class without images.
     """
     wanted = f"wanted {folder}/CLASS/IMAGE.jpg (or .png, …)"
+    check_link(folder)
     if not folder.is_dir():
         raise NdkdError(f"there is no folder {folder}: {wanted}")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
+    if not (names := folder_names(folder)):
         raise NdkdError(f"{folder} holds no class folder: {wanted}")
     classes: list[str] = []
     paths: list[bytes] = []
@@ -123,7 +124,7 @@ def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) 
     walked: dict[str, Path] = {}
     for name in names:
         before = sum(skipped.endings.values())
-        found = list(images_below(folder / name, walked, skipped))
+        found = list(images_below(folder / name, walked, skipped, skip_empty))
         if not found and not skip_empty:
             others = sum(skipped.endings.values()) - before
             what = (
@@ -143,7 +144,7 @@ def images_of_classes(folder: Path, skipped: Skipped, skip_empty: bool = False) 
     return classes, ImageFiles(np.array(paths), np.array(target, np.int64))
 
 
-def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Iterator[bytes]:
+def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped, skips: bool = False) -> Iterator[bytes]:
     """The images in a folder and those below it, folder by folder in the order of their names.
 
     A link to a folder is followed, but to none that the folder lies in, and each is walked once.
@@ -152,13 +153,15 @@ def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Ite
         folder: of a class, or of photos without classes.
         walked: the class of each real folder so far; of this class they are added.
         skipped: pictures that are not read are added.
+        skips: images that are links to nowhere are left out.
 
     Raises:
-        NdkdError: a folder of two classes, or something with the name of an image that is not an ordinary file.
+        NdkdError: a folder of two classes, a link that leads nowhere, something with the name of an image that is no
+            ordinary file.
     """
     real = os.path.realpath(folder)
     above = {str(parent) for parent in (Path(real), *Path(real).parents, *Path(os.path.abspath(folder)).parents)}
-    waiting, folders = [str(folder)], {}
+    waiting, folders = [str(folder)], dict[str, list[os.DirEntry[str]]]()
     while waiting:
         place = waiting.pop()
         real = os.path.realpath(place)
@@ -169,9 +172,8 @@ def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Ite
                 f"{place} and {walked[real]} are one folder, its images would be of two classes; remove one"
             )
         walked[real] = folder
-        entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
-        waiting += [entry.path for entry in entries if entry.is_dir()]
-        folders[place] = [entry for entry in entries if not entry.is_dir()]
+        inside, folders[place] = _contents(place, skipped, skips)
+        waiting += inside
     for place in sorted(folders):
         for entry in sorted(folders[place], key=lambda entry: entry.name):
             if not is_image(entry.name):
@@ -180,6 +182,23 @@ def images_below(folder: Path, walked: dict[str, Path], skipped: Skipped) -> Ite
             if not entry.is_file():  # reading a pipe would wait for ever
                 raise NdkdError(f"image {entry.path} is not an ordinary file: replace or remove it")
             yield os.fsencode(entry.path)
+
+
+def _contents(place: str, skipped: Skipped, skips: bool) -> tuple[list[str], list[os.DirEntry[str]]]:
+    """The folders and the files in a folder, but none that is hidden."""
+    folders, files = [], []
+    for entry in os.scandir(place):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and leads_nowhere(entry.path):
+            if not (skips and is_image(entry.name)):
+                check_link(entry.path)
+            skipped.unreadable.append(entry.path)
+        elif entry.is_dir():
+            folders.append(entry.path)
+        else:
+            files.append(entry)
+    return folders, files
 
 
 @contextmanager

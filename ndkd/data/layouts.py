@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ndkd.data.folders import check_link, folder_names, leads_nowhere
 from ndkd.data.image_files import ImageFiles, Skipped, images_of_classes, is_image, readable
 from ndkd.errors import NdkdError, shortened, suggestion
 
@@ -82,6 +83,7 @@ def find_images(
     if labels is not None:
         beside = root / labels  # people name it as they see it there
         return _listed(beside if beside.is_file() and not Path(labels).is_file() else Path(labels), root)
+    check_link(root)
     if not root.is_dir():
         raise NdkdError(f"there is no folder {root}: wanted {root}/train/CLASS/IMAGE.jpg or {root}/CLASS/IMAGE.jpg")
     folders = split_folders(root)
@@ -100,10 +102,7 @@ def find_images(
     used = [folder.name for folder in folders.values()]
     if unlabeled is not None and Path(unlabeled).resolve().parent == root.resolve():
         used.append(Path(unlabeled).name)
-    folders_there = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if others := [name for name in folders_there if name not in used]:
+    if others := folder_names(root, lambda name: name not in used and not leads_nowhere(root / name)):
         layout += f"; folders beside them that are not used: {shortened(others)}"
     return Found(tuple(read["train"][0]), {name: files for name, (_, files) in read.items()}, layout, skipped)
 
@@ -112,11 +111,11 @@ def split_folders(root: Path) -> dict[str, Path]:
     """The folders of splits below a folder.
 
     Raises:
-        NdkdError: two that would be the same split.
+        NdkdError: two that would be the same split, or one that is a link to nowhere.
     """
     found: dict[str, Path] = {}
     for split, names in NAMES.items():
-        there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name.lower() in names)
+        there = folder_names(root, lambda name: name.lower() in names)  # noqa: B023  # called at once
         if len(there) > 1:
             raise NdkdError(f"{root} holds {' and '.join(there)}, both could be the split {split}: rename one")
         if there:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ndkd.data.base import PartlyLabeled
+from ndkd.data.folders import check_link
 from ndkd.data.image_files import ImageFiles, Skipped, images_below, readable
 from ndkd.data.samplers import ShardedOrder
 from ndkd.errors import NdkdError
@@ -39,11 +40,12 @@ def unlabeled_files(folder: Path, labeled: Mapping[str, ImageFiles], skips: bool
     Raises:
         NdkdError: no folder, no image in it, an image that is among the labelled ones as well.
     """
+    check_link(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise NdkdError(f"unlabeled: wanted a folder of images, {folder} {found}")
     skipped = Skipped()
-    paths = list(images_below(folder, {}, skipped))
+    paths = list(images_below(folder, {}, skipped, skips))
     _check_apart(folder, paths, labeled)
     if skips and paths:
         paths = list(compress(paths, readable(paths, skipped)))

@@ -45,6 +45,45 @@ def test_a_pipe_is_no_image(images):
     os.mkfifo("train/a/2.png")
     message = "image train/a/2.png is not an ordinary file: replace or remove it"
     assert refusal(find_images, images) == message
-    Path("train/a/2.png").unlink()
-    Path("train/a/2.png").symlink_to("nowhere.png")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "../nowhere", "/nowhere/at all"])
+@pytest.mark.parametrize("link", ["train/a/2.png", "train/a/more", "train/c", "val", "Valid", "test", "unused"])
+def test_a_link_that_leads_nowhere(images, link, target):
+    Path(link).symlink_to(target)
+    if link == "unused":  # no split
+        assert len(found(images)) == 2
+    else:
+        assert refusal(find_images, images) == f"{link} is a link to {target}, which leads nowhere: mend or remove it"
+
+
+@pytest.mark.parametrize("link", ["train/a/2.png", "train/c", "val"])
+def test_a_link_to_itself(images, link):
+    Path(link).symlink_to(Path(link).name)
+    message = f"{link} is a link to {Path(link).name}, which leads nowhere: mend or remove it"
     assert refusal(find_images, images) == message
+
+
+def test_class_folders_alone_one_of_which_is_a_link_to_nowhere(images):
+    Path("train/c").symlink_to("gone")
+    assert refusal(find_images, Path("train")) == "train/c is a link to gone, which leads nowhere: mend or remove it"
+
+
+def test_a_root_that_is_a_link_to_nowhere(folder):
+    Path("photos").symlink_to("gone")
+    assert refusal(find_images, Path("photos")) == "photos is a link to gone, which leads nowhere: mend or remove it"
+
+
+def test_hidden_links_do_not_count(images):
+    for link in ("train/.c", "train/a/.2.png", ".val"):
+        Path(link).symlink_to("gone")
+    assert len(found(images)) == 2
+
+
+def test_where_damaged_images_are_skipped_links_to_nowhere_are_too_but_not_folders(images):
+    Path("train/a/2.png").symlink_to("gone.png")
+    files = find_images(images, skip_empty=True)
+    assert len(files.splits["train"].paths) == 2
+    assert str(files.skipped) == "not read: 1 that cannot be read (train/a/2.png)"
+    Path("train/c").symlink_to("gone")
+    assert "train/c is a link to gone" in refusal(find_images, images, skip_empty=True)

@@ -192,6 +192,17 @@ def test_nothing_to_read(root):
         prepared(root, ImageFolderDataModule, unlabeled=root / "empty")
 
 
+def test_links_that_lead_nowhere(root):
+    (root / "link").symlink_to("gone")
+    with pytest.raises(NdkdError, match=r"link is a link to gone, which leads nowhere: mend or remove it$"):
+        prepared(root, unlabeled=root / "link")
+    (root / "others/y.png").symlink_to("gone.png")
+    with pytest.raises(NdkdError, match=r"others/y.png is a link to gone.png, which leads nowhere"):
+        prepared(root, unlabeled=root / "others")
+    data = prepared(root, unlabeled=root / "others", on_error="skip")
+    assert not [path for path in data.unlabeled_paths if path.endswith(b"y.png")]
+
+
 @pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), 101, True, None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_ratio_of_nothing(tmp_path, kind, ratio):
