@@ -19,13 +19,13 @@ def check_graph(module: Any) -> None:
     """Raise ``NdkdError`` if a fit cannot replay its steps as a CUDA graph."""
     trainer, why = module.trainer, None
     if trainer.strategy.root_device.type != "cuda":
-        why = f"wants a GPU with CUDA, this fit runs on {trainer.strategy.root_device.type}"
+        why = f"wants a GPU with CUDA, this fit runs on {trainer.strategy.root_device.type}; leave it out"
     elif not module.has_embeddings:
-        why = "wants images of one size, a detector's have several"
+        why = "wants images of one size, a detector's have several; leave it out"
     elif trainer.world_size > 1:
-        why = f"is for one GPU, this fit has {trainer.world_size} processes"
+        why = f"is for one GPU, this fit has {trainer.world_size} processes; set trainer.devices: 1, or leave it out"
     elif trainer.accumulate_grad_batches > 1:
-        why = "makes a step of every batch, trainer.accumulate_grad_batches joins several"
+        why = "makes a step of every batch, accumulate_grad_batches joins several; choose one of them"
     elif trainer.precision == "16-mixed":
         why = "cannot scale gradients as 16-mixed does; choose trainer.precision: bf16-mixed"
     elif any(getattr(source, "compile", None) == "reduce-overhead" for source in module.sources.values()):

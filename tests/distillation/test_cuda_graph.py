@@ -220,7 +220,7 @@ def test_a_module_that_is_moved_forgets_the_graphs_of_student_and_teacher(fit, m
 
 
 def test_no_gpu(fit, make_module, terms, digits):
-    with pytest.raises(NdkdError, match="^graph: wants a GPU with CUDA, this fit runs on cpu$"):
+    with pytest.raises(NdkdError, match="^graph: wants a GPU with CUDA, this fit runs on cpu; leave it out$"):
         fit(make_module(terms("ce"), graph=True), data=digits())
 
 
@@ -238,10 +238,13 @@ def fitted(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"world_size": 2}, "is for one GPU, this fit has 2 processes"),
-        ({"accumulate_grad_batches": 4}, "makes a step of every batch, trainer.accumulate_grad_batches joins several"),
+        ({"world_size": 2}, "is for one GPU, this fit has 2 processes; set trainer.devices: 1, or leave it out"),
+        (
+            {"accumulate_grad_batches": 4},
+            "makes a step of every batch, accumulate_grad_batches joins several; choose one of them",
+        ),
         ({"precision": "16-mixed"}, "cannot scale gradients as 16-mixed does; choose trainer.precision: bf16-mixed"),
-        ({"has_embeddings": False}, "wants images of one size, a detector's have several"),
+        ({"has_embeddings": False}, "wants images of one size, a detector's have several; leave it out"),
         ({"compile": "reduce-overhead"}, "takes the place of compile: reduce-overhead; choose one of them"),
     ],
 )
