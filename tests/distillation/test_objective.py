@@ -93,6 +93,13 @@ def test_by_default_every_warmup_is_over(terms):
     assert halfway == values["ce"] + values["kd"]
 
 
+def test_other_factors_than_the_epochs(terms):
+    objective, made = Objective(terms(ce=1.0, kd=3.0)), output()
+    assert objective.factors() == {"ce": 1.0, "kd": 3.0}
+    total, values = objective(made, factors={"ce": 0.5, "kd": torch.tensor(2.0)})
+    assert torch.equal(total, 0.5 * values["ce"] + 2 * values["kd"])
+
+
 def test_what_a_loss_learns_belongs_to_the_objective(terms):
     criterion = Objective(terms("ce", "review"))
     assert not list(criterion.parameters())
