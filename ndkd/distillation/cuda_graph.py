@@ -15,13 +15,20 @@ WARM_UP = 3  # calls that go the usual way, in which libraries choose and load t
 MOST = 8  # shapes of images for each of which the graph of a forward is kept
 
 
-def check_graph(module: Any) -> None:
-    """Raise ``NdkdError`` if a fit cannot replay its steps as a CUDA graph."""
+def check_graph(module: Any, has_own_steps: bool = False) -> None:
+    """Raise ``NdkdError`` if a fit cannot replay its steps as a CUDA graph.
+
+    Args:
+        module: a ``ndkd.distillation.DistillationModule`` that is being fitted.
+        has_own_steps: whether its class has a ``forward_pair`` of its own, which a graph would pass by.
+    """
     trainer, why = module.trainer, None
     if trainer.strategy.root_device.type != "cuda":
         why = f"wants a GPU with CUDA, this fit runs on {trainer.strategy.root_device.type}; leave it out"
     elif not module.has_embeddings:
         why = "wants images of one size, a detector's have several; leave it out"
+    elif has_own_steps:
+        why = f"replays steps without the forward_pair that {type(module).__name__} has of its own; leave it out"
     elif trainer.world_size > 1:
         why = f"is for one GPU, this fit has {trainer.world_size} processes; set trainer.devices: 1, or leave it out"
     elif trainer.accumulate_grad_batches > 1:

@@ -46,11 +46,11 @@ class DistillationModule(ModuleWithConstants):
             of the matrices those that the model itself does not exempt (timm's tokens and embeddings of positions).
         projector_std: the projector's weights and bias start from N(0, projector_std).
         linear_std: likewise the student's linear layers (of most CNNs the classifier alone), unless it brings weights.
-        channels_last: memory layout of images and convolutions; faster, but a model that calls ``view`` fails on it.
+        channels_last: memory layout of images and convolutions; faster, but a model's ``view`` fails on it.
         num_classes: number of classes, where the data does not tell.
         class_names: their names, where the data does not tell.
-        teachers: several of them by name, instead of one; each is asked for what the loss terms read of it.
-        graph: on a GPU, capture a training step as a CUDA graph and replay it: small models train much faster.
+        teachers: several of them by name, instead; each is asked for what the loss terms read of it.
+        graph: launch each training step on a GPU as one CUDA graph.
     """
 
     headline = "acc1", "accuracy"  # the metric by which the best epoch is chosen, and its name in words
@@ -120,7 +120,7 @@ class DistillationModule(ModuleWithConstants):
                 build_student(self)
             if self.is_fitting and self.objective is None:
                 if self.graph:
-                    check_graph(self)
+                    check_graph(self, type(self).forward_pair is not DistillationModule.forward_pair)
                 build_for_training(self)
 
     def train(self, mode: bool = True) -> "DistillationModule":
@@ -178,27 +178,10 @@ class DistillationModule(ModuleWithConstants):
         return output
 
     @torch.no_grad()
-    def teach(self, images: Tensor) -> Any:
-        """What the teacher says of images, if there is one."""
-        return None if self.teacher is None else self.teacher(images)
-
-    def learn(self, images: Tensor, target: Tensor, teacher: Any = None) -> StepOutput:
-        """What the student says of images beside the teacher's words."""
-        student = self.student(images)
-        if self.projector is not None:
-            student.projected = self.projector(student.embedding)
-        return StepOutput(student, target, teacher, self.class_means)
-
-    @torch.no_grad()
     def teacher_embeddings(self, batch: Any, name: str = "teacher") -> tuple[Tensor, Tensor]:
         """A teacher's embeddings (N, D) and class indices (N,) of a batch, for the class means."""
         images, target = self.read(batch)
         return self.teachers[name](images).embedding, target
-
-    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Images (N, c, h, w) and labels of a batch as the models want them."""
-        images, target = images_and_target(batch, next(self.student.parameters()).dtype, self.student.num_classes)
-        return images.to(memory_format=self.memory_format), target
 
     def update_metrics(self, output: Any) -> None:
         """Add a batch to the metrics of an evaluation."""
@@ -222,6 +205,25 @@ class DistillationModule(ModuleWithConstants):
         names = self.class_names or [str(number) for number in range(self.student.num_classes)]
         rows = zip(predicted.tolist(), confidence.tolist(), output.target.tolist(), strict=True)
         return [{"prediction": names[p], "confidence": round(c, 6), "target": names[t]} for p, c, t in rows]
+
+    # ---- the parts of a step -----------------------------------------------------------------------------------------
+
+    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Images (N, c, h, w) and labels of a batch as the models want them."""
+        images, target = images_and_target(batch, next(self.student.parameters()).dtype, self.student.num_classes)
+        return images.to(memory_format=self.memory_format), target
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Any:
+        """What the teacher says of images, if there is one."""
+        return None if self.teacher is None else self.teacher(images)
+
+    def learn(self, images: Tensor, target: Tensor, teacher: Any = None) -> StepOutput:
+        """What the student says of images beside the teacher's words."""
+        student = self.student(images)
+        if self.projector is not None:
+            student.projected = self.projector(student.embedding)
+        return StepOutput(student, target, teacher, self.class_means)
 
     # ---- training -------------------------------------------------------------------------------------------------
 

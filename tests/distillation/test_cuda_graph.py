@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from ndkd.callbacks import ClassMeans, Freezing, TeacherCache, TermGradients
 from ndkd.data import DigitsDataModule
-from ndkd.distillation import cuda_graph
+from ndkd.distillation import DistillationModule, cuda_graph
 from ndkd.distillation.cuda_graph import GraphedForward, check_graph, forget_graphs, graph_forward
 from ndkd.errors import NdkdError
 from ndkd.models import FeatureExtractor, ModelConfig, build_model
@@ -57,7 +57,7 @@ def graphs(monkeypatch):
     stand_in = StandIn()
     monkeypatch.setattr(cuda_graph, "captured", stand_in)
     monkeypatch.setattr(cuda_graph, "is_on_gpu", lambda tensor: True)
-    monkeypatch.setattr("ndkd.distillation.module.check_graph", stand_in.watched.append)
+    monkeypatch.setattr("ndkd.distillation.module.check_graph", lambda module, own: stand_in.watched.append(module))
     return stand_in
 
 
@@ -253,6 +253,22 @@ def test_what_a_graph_cannot_do(options, message):
     check_graph(fitted(compile="default"))
     with pytest.raises(NdkdError, match=f"^graph: {message}$"):
         check_graph(fitted(**options))
+
+
+def test_a_step_of_ones_own(fit, make_module, terms, digits, monkeypatch):
+    class Own(DistillationModule):
+        def forward_pair(self, batch, teach=True):
+            return super().forward_pair(batch, teach)
+
+    asked = []
+    monkeypatch.setattr("ndkd.distillation.module.check_graph", lambda module, own: asked.append(own))
+    for kind in (DistillationModule, Own):
+        module = kind(ModelConfig("cifar/resnet8"), terms("ce"), num_classes=10, graph=True)
+        fit(module, data=digits(), max_steps=1)
+    assert asked == [False, True]
+    message = "^graph: replays steps without the forward_pair that SimpleNamespace has of its own; leave it out$"
+    with pytest.raises(NdkdError, match=message):
+        check_graph(fitted(), has_own_steps=True)
 
 
 def test_what_cannot_be_captured(monkeypatch):
