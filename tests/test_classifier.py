@@ -140,6 +140,22 @@ def test_a_photo_that_cannot_be_read(runs, tmp_path):
     assert out.endswith(f"(1 image); not read: 1 that cannot be read ({tmp_path}/a.jpg)\n")
 
 
+def test_a_photo_that_is_a_link_to_nowhere(runs, tmp_path):
+    (tmp_path / "a.png").symlink_to("gone.png")
+    command = ["predict", "--ckpt_path", runs["folder"] / "checkpoints" / "best.ckpt", "--images", tmp_path]
+    skip = ["--out", tmp_path / "table.csv", "--on_error", "skip"]
+    status, _, err = run_ndkd(*command, *skip)
+    left_out = f"not read: 1 that cannot be read ({tmp_path}/a.png)"
+    assert (status, err) == (2, f"ndkd: images {tmp_path}: there is no photo in it; {left_out}\n")
+    (tmp_path / "b.png").write_bytes(Path("new/cat/0.png").read_bytes())
+    link = f"{tmp_path}/a.png is a link to gone.png, which leads nowhere: mend or remove it"
+    status, _, err = run_ndkd(*command)
+    assert (status, err) == (2, f"ndkd: {link}\n")
+    status, out, err = run_ndkd(*command, *skip)
+    assert status == 0, err
+    assert out.endswith(f"(1 image); {left_out}\n")
+
+
 def test_photos_from_several_places_whose_names_are_no_text(runs, tmp_path):
     odd = os.fsencode(tmp_path) + b"/\xff.png"
     Path(os.fsdecode(odd)).write_bytes(Path("new/cat/0.png").read_bytes())

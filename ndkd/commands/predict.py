@@ -39,7 +39,7 @@ def predict(
     if out is not None and (out.suffix.lower() != ".csv" or out.is_dir()):  # a photo would be lost
         raise NdkdError(f"--out: wanted the name of a CSV file, got {str(out)!r}; give it the ending .csv")
     skipped = Skipped()
-    photos = [photo for place in images for photo in photos_in(place, skipped)]
+    photos = [photo for place in images for photo in photos_in(place, skipped, on_error == "skip")]
     classifier, run = of_checkpoint(ckpt_path, trust)
     name = images[0].absolute().stem if len(images) == 1 else ""
     file = out or run.path / f"predictions_of_{name or 'images'}.csv"
@@ -72,14 +72,14 @@ def check_not_of_others(table: Path, images: Sequence[Path]) -> None:
         )
 
 
-def photos_in(place: Path, skipped: Skipped) -> list[bytes]:
+def photos_in(place: Path, skipped: Skipped, skips: bool) -> list[bytes]:
     """The photos in a folder, folder by folder in the order of their names, or the one photo."""
     if place.is_file():
         return [os.fsencode(place)]
     check_link(place)
     if not place.is_dir():
         raise NdkdError(f"images {place} does not exist; give a folder of photos or a photo")
-    found = list(images_below(place, {}, skipped))
+    found = list(images_below(place, {}, skipped, skips))
     if not found:
         more = f"; {skipped}" if skipped else ""
         raise NdkdError(f"images {place}: there is no photo in it{more}")
